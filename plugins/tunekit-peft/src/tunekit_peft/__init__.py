@@ -1,0 +1,1 @@
+"""LoRA through PEFT, with a proof that the merged model is the trained one."""

@@ -1,0 +1,1 @@
+"""Models through transformers: pretraining from scratch, continued pretraining, and model sources (folder, GGUF, hub id)."""

@@ -1,0 +1,1 @@
+"""tunekit: the whole life of a language model, as one pipeline."""

@@ -1,0 +1,167 @@
+"""How numbers and step results are put into words, for the terminal and for the report. Standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunekit.artifacts import Score
+    from tunekit.results import StepResult
+
+__all__ = [
+    "SAMPLE_LABEL",
+    "Fact",
+    "count",
+    "duration",
+    "losses",
+    "number",
+    "score_text",
+    "short",
+    "size",
+    "step_facts",
+    "trained_text",
+]
+
+SAMPLE_LABEL = "sample: not comparable"
+"""Stands beside every score of an embedded sample."""
+
+_DID = {
+    "pretrain": "pretraining from random weights",
+    "post_pretrain": "continued pretraining",
+    "sft": "supervised fine-tuning",
+    "reward": "reward model training",
+    "align": "preference alignment",
+    "merge": "adapter merged into the base weights",
+    "quantize": "quantization",
+    "evaluate": "evaluation",
+    "export": "export",
+}
+
+
+def short(value: float) -> str:
+    """A count in at most four characters and a unit: ``950``, ``12.3k``, ``134.5M``."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        # 999,950 would print as "1000.0k"
+        if abs(value) >= limit * 0.99995:
+            return f"{value / limit:.1f}{unit}"
+    return f"{value:.0f}"
+
+
+def count(value: float) -> str:
+    """A whole number with thousands separators: ``1,234``."""
+    return f"{value:,.0f}"
+
+
+def size(size_bytes: float) -> str:
+    """Bytes in decimal units: ``513.2 MB``."""
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size_bytes >= limit * 0.99995:
+            return f"{size_bytes / limit:.1f} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """``8.4 s``, ``2 min 05 s``, ``1 h 03 min``."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def number(value: Any) -> str:
+    """A measured number with four significant places; other values as text."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return count(value)
+    if not math.isfinite(value):
+        return str(value)
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.2e}"
+    return f"{value:.4g}" if abs(value) >= 1000 else f"{value:.4f}"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing worth knowing of a step."""
+
+    label: str
+    value: str
+    tone: str = ""
+    """``warn`` for what a reader must not overlook, ``good`` for a proof that held, else empty."""
+
+
+def losses(history: Iterable[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """``(optimizer step, loss)`` of every row of a history that holds a loss."""
+    found = []
+    for position, row in enumerate(history, 1):
+        loss = row.get("loss")
+        if isinstance(loss, int | float) and not isinstance(loss, bool):
+            found.append((int(row.get("step", row.get("global_step", position))), float(loss)))
+    return found
+
+
+def score_text(score: Score) -> str:
+    """``acc 0.2500, 95% CI 0.14 to 0.40, n=40`` and the label of a sample."""
+    text = f"{score.metric} {score.value:.4f}, 95% CI {score.ci_low:.3f} to {score.ci_high:.3f}, n={count(score.n)}"
+    return text if score.comparable else f"{text} ({SAMPLE_LABEL})"
+
+
+def trained_text(step: StepResult) -> str:
+    """``full, 1.2M of 1.2M parameters``, ``lora r=8, 73.7k of 1.3M parameters`` or ``-``."""
+    artifact = step.artifact
+    label = artifact.trained if artifact.trained not in ("", "-") else str(getattr(step, "trains", "-") or "-")
+    if label == "-":
+        return "-"
+    total = artifact.model.parameters if artifact.model else 0
+    trained = artifact.trained_parameters
+    if not trained:
+        return label
+    return f"{label}, {short(trained)} of {short(total)} parameters" if total else f"{label}, {short(trained)} parameters"
+
+
+def _first(data: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((data[name] for name in names if data.get(name) is not None), None)
+
+
+def step_facts(step: StepResult) -> list[Fact]:
+    """What a step did, trained, measured and left, in the order in which it is shown. Scores are not among them."""
+    artifact = step.artifact
+    details, metrics = artifact.details, artifact.metrics
+    did = _DID.get(step.kind, step.kind)
+    if artifact.model and artifact.model.quantized:
+        did = f"{did} to {artifact.model.quantized}" if step.kind == "quantize" else did
+    facts = [Fact("did", did + (", taken from an earlier run" if step.reused else f", {duration(step.seconds)}"))]
+    trained = trained_text(step)
+    if trained != "-":
+        facts.append(Fact("trained", trained))
+    curve = losses(step.history)
+    if curve:
+        tokens = metrics.get("tokens")
+        extra = f", {short(tokens)} tokens" if isinstance(tokens, int | float) and tokens else ""
+        facts.append(
+            Fact("loss", f"{curve[0][1]:.4f} -> {curve[-1][1]:.4f} in {count(curve[-1][0])} steps{extra}")
+        )
+    proof = details.get("merge_proof")
+    if isinstance(proof, Mapping):
+        facts.append(
+            Fact(
+                "merge proof",
+                f"logits differ by {number(proof.get('max_abs_diff'))} (tolerance {number(proof.get('tolerance'))}), "
+                f"from the base by {number(proof.get('base_diff'))}",
+                "good",
+            )
+        )
+    if artifact.model and artifact.model.size_bytes:
+        after = artifact.model.size_bytes
+        before = _first(details, ("size_before", "bytes_before", "size_bytes_before"))
+        text = size(after)
+        if isinstance(before, int | float) and before:
+            text = f"{size(before)} -> {size(after)} ({after / before:.0%})"
+        facts.append(Fact("size", text))
+    return facts

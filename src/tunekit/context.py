@@ -1,0 +1,111 @@
+"""What a component is given to work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunekit.cancel import CancelToken
+
+if TYPE_CHECKING:
+    from tunekit.artifacts import Artifact
+    from tunekit.data import Dataset
+    from tunekit.plan import ComponentRef, ResolvedStep
+    from tunekit.plugins.protocols import Adapter, Benchmark, Component, LoadedModel
+
+__all__ = ["BenchmarkJob", "StepContext"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkJob:
+    """One benchmark of an evaluate step."""
+
+    component: ComponentRef
+    benchmark: Benchmark
+    """The benchmark, ready to use."""
+    source: Path | None
+    """The user's folder for this benchmark, or None for the embedded sample."""
+    source_label: str
+    """For the score's ``source``: the path, the hub id, or ``sample``."""
+    needs: str
+    """``loglikelihood`` or ``generation``."""
+
+
+@dataclass(kw_only=True)
+class StepContext:
+    """Everything a component may use. One per step and run.
+
+    A component writes below :attr:`dir` only. The core publishes the folder atomically when :meth:`Component.run`
+    returns, so half-written results are never picked up; after an interruption the same folder is handed in again.
+    """
+
+    run_id: str
+    step: ResolvedStep
+    """The step, with every option filled in."""
+    options: Any
+    """The validated options: an instance of the component's options model, or None."""
+    seed: int
+    """Seed of this step."""
+    dir: Path
+    """Folder of the step; ``checkpoints/`` in it survives an interruption."""
+    cancel: CancelToken
+    input: Artifact | None
+    """Artifact of the step this one starts from; None: the base model, or nothing."""
+    adapter: Adapter | None = None
+    """The adapter to train through, or None for full training."""
+    data: Dataset | None = None
+    """The step's training data, validated; None if the step reads none."""
+    training_data: Sequence[Dataset] = ()
+    """Data of the training steps that led to :attr:`input`, oldest first: for calibration and held-out checks."""
+    benchmarks: Sequence[BenchmarkJob] = ()
+    """For evaluate steps."""
+    input_weights_hash: str = ""
+    """Hash of the weights that :meth:`model` gives; a base model's fingerprint when it was never saved by a step."""
+    input_path: Path | None = None
+    """Folder with the input model, for tools that read from disk; None for a base model that has no plain folder."""
+    _component: Callable[[], Component] = field(repr=False)
+    _load: Callable[[], LoadedModel] = field(repr=False)
+    _keep: Callable[[LoadedModel], None] = field(repr=False)
+    _emit: Callable[..., None] = field(repr=False)
+
+    def component(self) -> Component:
+        """The component that does the step's work. For plugins that wrap ``tunekit_run_step``.
+
+        Raises:
+            MissingDependencyError: if a package it needs is missing.
+            PluginError: if it cannot be imported or is not a component.
+        """
+        return self._component()
+
+    def model(self) -> LoadedModel:
+        """The input model, in memory. It is read from disk at most once per process and shared between steps.
+
+        A trainer may change it in place; it then hands the result on with :meth:`keep`.
+
+        Raises:
+            ArtifactError: if it cannot be read, or if its files are not the ones the plan names.
+        """
+        return self._load()
+
+    def keep(self, loaded: LoadedModel) -> None:
+        """Hand the trained model to the next step, so that it need not be read from disk. Its weights must equal the
+        ones written to the artifact."""
+        self._keep(loaded)
+
+    def notice(self, code: str, message: str) -> None:
+        """Tell the user a fact that must be seen."""
+        self._emit("notice", code=code, message=message)
+
+    def progress(self, done: float, total: float | None, unit: str, label: str = "") -> None:
+        """Say how far the work is."""
+        self._emit("progress", done=done, total=total, unit=unit, label=label)
+
+    def metrics(self, global_step: int, values: Mapping[str, float]) -> None:
+        """Record numbers of one optimizer step: to ``metrics.jsonl``, the history, and the observers."""
+        self._emit("metrics", global_step=global_step, values=dict(values))
+
+    def checkpoint_saved(self, path: Path, global_step: int) -> None:
+        """Say that a resumable checkpoint is complete."""
+        self._emit("checkpoint", path=str(path), global_step=global_step)

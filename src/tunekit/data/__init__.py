@@ -1,0 +1,1 @@
+"""Canonical rows out of files, lists and data sets."""

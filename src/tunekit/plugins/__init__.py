@@ -1,0 +1,80 @@
+"""The plugin API: the only import a plugin needs.
+
+``from tunekit.plugins import hookimpl, TrainerSpec`` is cheap; option bases (pydantic) and protocols load on first use.
+Helpers for trainers built on ``transformers`` are in :mod:`tunekit.plugins.hf`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tunekit._lazy import attach
+
+if TYPE_CHECKING:
+    from tunekit.artifacts import Artifact as Artifact
+    from tunekit.artifacts import ModelCard as ModelCard
+    from tunekit.artifacts import Score as Score
+    from tunekit.artifacts import ScoredRow as ScoredRow
+    from tunekit.context import BenchmarkJob as BenchmarkJob
+    from tunekit.context import StepContext as StepContext
+    from tunekit.plugins.marker import hookimpl as hookimpl
+    from tunekit.plugins.options import DataOptions as DataOptions
+    from tunekit.plugins.options import Options as Options
+    from tunekit.plugins.options import TrainOptions as TrainOptions
+    from tunekit.plugins.protocols import Adapter as Adapter
+    from tunekit.plugins.protocols import Benchmark as Benchmark
+    from tunekit.plugins.protocols import ChoiceRequest as ChoiceRequest
+    from tunekit.plugins.protocols import Component as Component
+    from tunekit.plugins.protocols import Finding as Finding
+    from tunekit.plugins.protocols import GenerationRequest as GenerationRequest
+    from tunekit.plugins.protocols import LoadedModel as LoadedModel
+    from tunekit.plugins.protocols import ModelSource as ModelSource
+    from tunekit.plugins.protocols import Request as Request
+    from tunekit.plugins.protocols import Response as Response
+    from tunekit.plugins.protocols import Tracker as Tracker
+    from tunekit.plugins.specs import API_VERSION as API_VERSION
+    from tunekit.plugins.specs import AdapterSpec as AdapterSpec
+    from tunekit.plugins.specs import BenchmarkSpec as BenchmarkSpec
+    from tunekit.plugins.specs import DatasetSpec as DatasetSpec
+    from tunekit.plugins.specs import ExporterSpec as ExporterSpec
+    from tunekit.plugins.specs import ModelSpec as ModelSpec
+    from tunekit.plugins.specs import QuantizerSpec as QuantizerSpec
+    from tunekit.plugins.specs import Spec as Spec
+    from tunekit.plugins.specs import StepSpec as StepSpec
+    from tunekit.plugins.specs import TrackerSpec as TrackerSpec
+    from tunekit.plugins.specs import TrainerSpec as TrainerSpec
+
+_WHERE = {
+    "tunekit.artifacts": ("Artifact", "ModelCard", "Score", "ScoredRow"),
+    "tunekit.context": ("BenchmarkJob", "StepContext"),
+    "tunekit.plugins.marker": ("hookimpl",),
+    "tunekit.plugins.options": ("DataOptions", "Options", "TrainOptions"),
+    "tunekit.plugins.protocols": (
+        "Adapter",
+        "Benchmark",
+        "ChoiceRequest",
+        "Component",
+        "Finding",
+        "GenerationRequest",
+        "LoadedModel",
+        "ModelSource",
+        "Request",
+        "Response",
+        "Tracker",
+    ),
+    "tunekit.plugins.specs": (
+        "API_VERSION",
+        "AdapterSpec",
+        "BenchmarkSpec",
+        "DatasetSpec",
+        "ExporterSpec",
+        "ModelSpec",
+        "QuantizerSpec",
+        "Spec",
+        "StepSpec",
+        "TrackerSpec",
+        "TrainerSpec",
+    ),
+}
+
+__getattr__, __dir__, __all__ = attach(__name__, _WHERE)

@@ -1,0 +1,74 @@
+"""Bases for option models. Pydantic, torch-free.
+
+Unknown options are errors, and so are values that only look right: ``"8"`` is no integer, ``1.5`` no count.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field  # noqa: TID253  (this module is imported only with an options model)
+
+__all__ = ["DataOptions", "Options", "TrainOptions"]
+
+
+class Options(BaseModel):
+    """Base of every options model: frozen, no unknown names, no silent conversion."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    def resolve(self, *, adapter: str | None) -> Self:
+        """Fill in what depends on the rest of the plan. ``adapter`` is the adapter's name or None for full training."""
+        return self
+
+
+class DataOptions(Options):
+    """Which rows a step reads."""
+
+    data: Any = None
+    """Path, data set name, list of rows, or a ``datasets``/pandas object. None: the embedded default, with a notice."""
+    format: str | None = None
+    """Name of the data format, when detection should not decide, such as ``alpaca``."""
+    columns: dict[str, str] | None = None
+    """Canonical field to column name, such as ``{"prompt": "question", "completion": "answer"}``."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use the first rows only."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """``skip`` leaves bad rows out, counts and lists them."""
+
+
+class TrainOptions(DataOptions):
+    """Options that every trainer of weights shares."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data; ``max_steps`` wins."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps in all."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate. None: the trainer's default for full or adapter training, shown by ``explain``."""
+    batch_size: int = Field(default=8, ge=1)
+    """Examples per device and micro-batch."""
+    gradient_accumulation: int = Field(default=1, ge=1)
+    """Micro-batches per optimizer step; the loss is normalised over the target tokens of all of them."""
+    max_length: int = Field(default=1024, ge=8)
+    """Longest example in tokens; what is cut is counted and reported."""
+    warmup: float = Field(default=0.0, ge=0)
+    """Warm-up: a share of all steps below 1, a number of steps from 1."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Course of the learning rate after warm-up."""
+    optimizer: str = "adamw_torch"
+    """Optimizer name as transformers spells it."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradient clipping by global norm; 0 turns it off."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    """Optimizer steps between checkpoints. None: about ten times per step of the pipeline, at least every 500."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """How many of the newest checkpoints stay on disk."""
+    seed: int | None = Field(default=None, ge=0)
+    """Seed of this step. None: the run's seed."""

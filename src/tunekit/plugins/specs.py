@@ -1,0 +1,148 @@
+"""The records a plugin returns from its registration hooks.
+
+A spec is cheap: it names things by import string (``"pkg.module:Class"``), so that listing plugins imports nothing
+heavy. Fields may be added with defaults; none changes its meaning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+__all__ = [
+    "API_VERSION",
+    "AdapterSpec",
+    "BenchmarkSpec",
+    "DatasetSpec",
+    "ExporterSpec",
+    "ModelSpec",
+    "QuantizerSpec",
+    "Spec",
+    "StepSpec",
+    "TrackerSpec",
+    "TrainerSpec",
+]
+
+API_VERSION = 1
+"""Version of the plugin API. A plugin module states the one it was written for as ``api_version = 1``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Fields of every spec."""
+
+    kind: ClassVar[str] = ""
+
+    name: str
+    """Short name that users write: lower case letters, digits, ``-``, ``_`` and ``.``."""
+    target: str
+    """Import string of the component, ``"pkg.module:attribute"``. Imported only when a step runs."""
+    summary: str = ""
+    """One line for people."""
+    options: str | None = None
+    """Import string of a pydantic model of the options, which must not import torch. None: no options."""
+    requires: tuple[str, ...] = ()
+    """Requirements to check before a run, such as ``"trl>=1.14,!=1.15.*"``."""
+    install: str = ""
+    """Exact install line for the requirements; default: ``pip install`` of the missing ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSpec(Spec):
+    """Updates weights. ``target`` is a class with ``run(ctx: StepContext) -> Artifact``."""
+
+    kind: ClassVar[str] = "trainer"
+
+    stage: str
+    """``pretrain``, ``post_pretrain``, ``sft``, ``reward`` or ``align``."""
+    data: tuple[str, ...] = ()
+    """Row shapes it accepts, in order of preference: ``text``, ``prompt_completion``, ``conversation``, ``preference`` ..."""
+    adapters: bool = True
+    """Whether it can train through an adapter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSpec(Spec):
+    """Trains a small part in place of all weights. ``target`` is a class that takes the options and is an ``Adapter``."""
+
+    kind: ClassVar[str] = "adapter"
+
+    label: str = "{name}"
+    """How ``explain`` shows it; a format string over the name and the options, such as ``"{name} r={r}"``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerSpec(Spec):
+    """Makes a smaller model. ``target`` is a class with ``run(ctx: StepContext) -> Artifact``."""
+
+    kind: ClassVar[str] = "quantizer"
+
+    schemes: tuple[str, ...] = ()
+    """Widths it can write, such as ``("int4", "int8")``."""
+    calibrated: bool = False
+    """Whether it needs calibration data."""
+    trainable_with: tuple[str, ...] = ()
+    """Adapters that can be trained on top of its result; empty: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSpec(Spec):
+    """Measures a model. ``target`` is a class that takes no arguments and is a ``Benchmark``."""
+
+    kind: ClassVar[str] = "benchmark"
+
+    needs: str = "loglikelihood"
+    """What it asks of the model: ``loglikelihood`` or ``generation``."""
+    folder: str = ""
+    """Name of its sub-folder in the user's data folder; default: the benchmark's name."""
+    hub: str = ""
+    """Hub id of its published data, or empty."""
+    sample: bool = False
+    """Whether it carries an embedded sample for bare use, labelled as not comparable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExporterSpec(Spec):
+    """Writes a model in another format. ``target`` is a class with ``run(ctx: StepContext) -> Artifact``."""
+
+    kind: ClassVar[str] = "exporter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerSpec(Spec):
+    """Sends events elsewhere. ``target`` is a class that takes the options and has ``on_event`` and ``close``."""
+
+    kind: ClassVar[str] = "tracker"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec(Spec):
+    """A model known by a short name. ``target`` is a callable ``() -> ModelSource``."""
+
+    kind: ClassVar[str] = "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec(Spec):
+    """A data set known by a short name. ``target`` is a callable ``() -> Iterable[row]`` of canonical rows."""
+
+    kind: ClassVar[str] = "dataset"
+
+    schema: str
+    """Canonical row shape: ``text``, ``prompt_completion``, ``conversation``, ``preference`` ..."""
+    license: str = ""
+    """Licence of the data, for people."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSpec(Spec):
+    """A step kind of its own, used as ``Pipeline().step(name, ...)``. ``target`` has ``run(ctx) -> Artifact``."""
+
+    kind: ClassVar[str] = "step"
+
+    makes: str = "model"
+    """``model`` or ``report``."""
+    data: tuple[str, ...] = field(default=())
+    """Row shapes it accepts; empty: it reads no training data."""
+    adapters: bool = False
+    """Whether the pipeline's adapter setting applies."""
