@@ -115,38 +115,41 @@ def score_text(score: Score) -> str:
 def trained_text(step: StepResult) -> str:
     """``full, 1.2M of 1.2M parameters``, ``lora r=8, 73.7k of 1.3M parameters`` or ``-``."""
     artifact = step.artifact
-    label = artifact.trained if artifact.trained not in ("", "-") else str(getattr(step, "trains", "-") or "-")
+    label = artifact.trained if artifact.trained not in ("", "-") else step.trains
     if label == "-":
         return "-"
     total = artifact.model.parameters if artifact.model else 0
     trained = artifact.trained_parameters
     if not trained:
         return label
-    return f"{label}, {short(trained)} of {short(total)} parameters" if total else f"{label}, {short(trained)} parameters"
+    of_all = f" of {short(total)}" if total else ""
+    return f"{label}, {short(trained)}{of_all} parameters"
 
 
 def _first(data: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((data[name] for name in names if data.get(name) is not None), None)
 
 
-def step_facts(step: StepResult) -> list[Fact]:
-    """What a step did, trained, measured and left, in the order in which it is shown. Scores are not among them."""
+def step_facts(step: StepResult, history: Sequence[Mapping[str, Any]]) -> list[Fact]:
+    """What a step did, trained, measured and left, in the order in which it is shown. Scores are not among them.
+
+    ``history`` is the step's history, which the caller has read from disk.
+    """
     artifact = step.artifact
     details, metrics = artifact.details, artifact.metrics
     did = _DID.get(step.kind, step.kind)
     if artifact.model and artifact.model.quantized:
         did = f"{did} to {artifact.model.quantized}" if step.kind == "quantize" else did
-    facts = [Fact("did", did + (", taken from an earlier run" if step.reused else f", {duration(step.seconds)}"))]
+    did += ", taken from an earlier run" if step.reused else f", {duration(step.seconds)}"
+    facts = [Fact("did", did), Fact("by", step.component)]
     trained = trained_text(step)
     if trained != "-":
         facts.append(Fact("trained", trained))
-    curve = losses(step.history)
+    curve = losses(history)
     if curve:
         tokens = metrics.get("tokens")
         extra = f", {short(tokens)} tokens" if isinstance(tokens, int | float) and tokens else ""
-        facts.append(
-            Fact("loss", f"{curve[0][1]:.4f} -> {curve[-1][1]:.4f} in {count(curve[-1][0])} steps{extra}")
-        )
+        facts.append(Fact("loss", f"{curve[0][1]:.4f} -> {curve[-1][1]:.4f} in {count(curve[-1][0])} steps{extra}"))
     proof = details.get("merge_proof")
     if isinstance(proof, Mapping):
         facts.append(

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -227,6 +228,8 @@ class _Bars:
             _Clock(),
             console=console,
             expand=True,
+            # what other code prints goes above the bars, except when it is piped elsewhere
+            redirect_stdout=console.is_jupyter or sys.stdout.isatty(),
             refresh_per_second=4,
         )
 
@@ -277,12 +280,10 @@ class _Bars:
             self._print(Text.assemble(("stopped ", "red"), f"{step.name}: {event.error}"))
 
     def _close(self, task: TaskID, mark: str, seconds: float | None, numbers: str) -> None:
-        row = self.view.tasks[self.view.task_ids.index(task)]
+        row = next(row for row in self.view.tasks if row.id == task)
         total = row.total if row.total else 1
         completed = total if mark == self.done else row.completed
-        self.view.update(
-            task, total=total, completed=completed, mark=mark, numbers=numbers, seconds=seconds
-        )
+        self.view.update(task, total=total, completed=completed, mark=mark, numbers=numbers, seconds=seconds)
         self.view.stop_task(task)
 
 
@@ -318,9 +319,9 @@ def summary_table(result: RunResult) -> RenderableType:
     tones = {"warn": "yellow", "good": "green"}
     for number, step in enumerate(result.steps, 1):
         body = Table.grid(padding=(0, 1))
-        body.add_column(style="dim", no_wrap=True)
+        body.add_column(style="dim", no_wrap=True, min_width=len("merge proof"))
         body.add_column(overflow="fold")
-        for fact in facts.step_facts(step):
+        for fact in facts.step_facts(step, step.history):
             body.add_row(fact.label, Text(fact.value, style=tones.get(fact.tone, "")))
         for name, score in step.artifact.scores.items():
             style = "" if score.comparable else "yellow"
