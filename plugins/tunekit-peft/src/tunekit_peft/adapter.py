@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import dispatch_default
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.pytorch_utils import Conv1D
 
@@ -72,8 +73,7 @@ class LoraAdapter:
         """
         self._require_attached(model)
         base = model.get_base_model()
-        # PEFT records where it thinks the base came from; an in-memory base has no such place, and an empty string
-        # would be read as a hub id.
+        # PEFT records where the base came from; a base that an earlier step trained in memory has no such place.
         model.peft_config[ADAPTER_NAME].base_model_name_or_path = getattr(base, "name_or_path", "") or None
         try:
             with _quiet():
@@ -114,6 +114,11 @@ class LoraAdapter:
             vars(merged).pop(attribute, None)
         if tied and not _tied(merged):
             merged.tie_weights()
+        # These weights are no longer what lies where the base was read from.
+        if "name_or_path" in vars(merged):
+            merged.name_or_path = ""
+        if hasattr(getattr(merged, "config", None), "_name_or_path"):
+            merged.config._name_or_path = ""
         for parameter in merged.parameters():
             if parameter.is_floating_point():
                 parameter.requires_grad_(True)
@@ -127,7 +132,7 @@ class LoraAdapter:
     def _config(self, model: Any) -> LoraConfig:
         options = self.options
         alpha = options.alpha if options.alpha is not None else 2.0 * options.r
-        return LoraConfig(
+        config = LoraConfig(
             r=options.r,
             lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
             lora_dropout=options.dropout,
@@ -135,12 +140,18 @@ class LoraAdapter:
             use_rslora=options.rslora,
             use_dora=options.dora,
             init_lora_weights="gaussian" if options.init == "gaussian" else True,
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
             bias="none",
             task_type="CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
         )
+        # Without this, PEFT imports every quantization library it finds, one after another, to ask whether a layer is
+        # one of theirs. GPTQModel alone takes seconds, prints a banner and writes environment variables. Quantized
+        # models are refused above, so a linear layer is a plain one.
+        config._register_custom_module(dict.fromkeys(_LINEAR, dispatch_default))
+        return config
 
     def _targets(self, model: Any) -> list[str]:
-        """The names asked for, each checked: PEFT itself passes over a name that matches nothing beside one that does."""
+        """The names asked for, each checked: PEFT passes over a name that matches nothing beside one that does."""
         known = linear_names(model)
         tied = _tied(model)
         output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -10,7 +10,7 @@ from tunekit.plugins import Options
 
 __all__ = ["ALL_LINEAR", "LoraOptions"]
 
-ALL_LINEAR = "all-linear"
+ALL_LINEAR: Final = "all-linear"
 """Every linear layer but the output layer."""
 
 

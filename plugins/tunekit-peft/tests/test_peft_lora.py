@@ -1,0 +1,298 @@
+"""LoRA: identity at the start, exact merge, nothing left behind, clear refusals."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from pydantic import ValidationError
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from tunekit.errors import OptionsError, StepError
+from tunekit.plugins import Adapter
+from tunekit_peft.adapter import LoraAdapter, linear_names
+from tunekit_peft.options import LoraOptions
+from tunekit_peft.plugin import tunekit_adapters
+
+
+def llama(*, tied: bool = True, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).to(dtype).eval()
+
+
+def probe(model: Any) -> torch.Tensor:
+    ids = torch.arange(3, 3 + 24).reshape(2, 12) % 97
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+def train(model: Any, steps: int = 6, lr: float = 5e-3) -> list[float]:
+    ids = (torch.arange(60).reshape(4, 15) * 7) % 97
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+    losses = []
+    model.train()
+    for _ in range(steps):
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    model.eval()
+    return losses
+
+
+VARIANTS = [
+    LoraOptions(),
+    LoraOptions(r=4, alpha=4.0, targets=["q_proj", "v_proj"]),
+    LoraOptions(rslora=True, init="gaussian"),
+    LoraOptions(dora=True),
+    LoraOptions(dropout=0.1),
+]
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=["default", "targets", "rslora-gaussian", "dora", "dropout"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_identity_train_merge_reload(options: LoraOptions, tied: bool, tmp_path: Path) -> None:
+    base = llama(tied=tied)
+    before = probe(base)
+    weights = {name: value.clone() for name, value in base.state_dict().items()}
+    adapter = LoraAdapter(options)
+    assert isinstance(adapter, Adapter)
+
+    model = adapter.attach(base, seed=1)
+    model.eval()
+    torch.testing.assert_close(probe(model), before, atol=1e-6, rtol=0)
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable and all("lora_" in name for name in trainable)
+    assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+    assert not any("lm_head" in name or "embed" in name for name in trainable)
+
+    losses = train(model)
+    assert losses[-1] < losses[0]
+    trained = probe(model)
+    assert (trained - before).abs().max() > 1e-3
+    with adapter.detached(model):
+        assert torch.equal(probe(model), before)
+    assert torch.equal(probe(model), trained)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == trainable
+
+    adapter.save(model, tmp_path / "adapter")
+    assert sorted(p.name for p in (tmp_path / "adapter").iterdir() if p.name != "README.md") == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    again = PeftModel.from_pretrained(llama(tied=tied), str(tmp_path / "adapter")).eval()
+    torch.testing.assert_close(probe(again), trained, atol=1e-6, rtol=0)
+
+    merged = adapter.merge(model)
+    assert merged is base
+    torch.testing.assert_close(probe(merged), trained, atol=1e-5, rtol=0)
+    assert type(merged) is LlamaForCausalLM
+    assert set(merged.state_dict()) == set(weights)
+    assert not any("lora" in name for name, _ in merged.named_modules())
+    assert not hasattr(merged, "peft_config")
+    assert not getattr(merged, "_hf_peft_config_loaded", False)
+    assert all(p.requires_grad for p in merged.parameters())
+    assert (merged.lm_head.weight is merged.model.embed_tokens.weight) is tied
+    assert merged.config.tie_word_embeddings is tied
+
+    merged.save_pretrained(tmp_path / "merged")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    assert torch.equal(probe(reloaded), probe(merged))
+    assert (reloaded.lm_head.weight is reloaded.model.embed_tokens.weight) is tied
+    changed = {name for name, value in merged.state_dict().items() if not torch.equal(value, weights[name])}
+    assert changed and all("_proj" in name for name in changed)
+
+    # A second adapter goes onto the merged model as onto any other.
+    second = LoraAdapter(LoraOptions(r=2)).attach(merged, seed=2)
+    torch.testing.assert_close(probe(second.eval()), probe(reloaded), atol=1e-6, rtol=0)
+
+
+def test_start_depends_on_the_seed_alone_and_leaves_the_callers_random_state() -> None:
+    def start(seed: int, global_seed: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(global_seed)
+        expected = torch.random.get_rng_state()
+        model = LoraAdapter(LoraOptions()).attach(llama(), seed=seed)
+        assert torch.equal(torch.random.get_rng_state(), expected)
+        return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    first, same, other = start(5, 0), start(5, 123), start(6, 0)
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_half_precision_base_keeps_its_type_and_the_adapter_is_float32() -> None:
+    base = llama(dtype=torch.bfloat16)
+    adapter = LoraAdapter(LoraOptions())
+    model = adapter.attach(base, seed=0)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    merged = adapter.merge(model)
+    assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
+
+
+def test_targets_on_a_model_with_conv1d_layers() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_positions=32, n_embd=32, n_layer=1, n_head=2)).eval()
+    before = probe(model)
+    adapter = LoraAdapter(LoraOptions(targets=["c_attn"]))
+    attached = adapter.attach(model, seed=0)
+    train(attached)
+    trained = probe(attached)
+    merged = adapter.merge(attached)
+    torch.testing.assert_close(probe(merged), trained, atol=1e-5, rtol=0)
+    assert (trained - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("targets", [["q_prj"], ["q_proj", "q_prj"]])
+def test_wrong_target_lists_the_names_and_the_nearest(targets: list[str]) -> None:
+    model = llama()
+    with pytest.raises(OptionsError) as caught:
+        LoraAdapter(LoraOptions(targets=targets)).attach(model, seed=0)
+    error = caught.value
+    assert error.code == "lora-targets"
+    assert error.suggestions[0] == "q_proj"
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
+        assert name in error.found
+    assert not any("lora" in name for name, _ in model.named_modules())
+
+
+def test_targets_that_are_no_linear_layer_or_are_tied_are_refused() -> None:
+    with pytest.raises(OptionsError, match="embed_tokens"):
+        LoraAdapter(LoraOptions(targets=["embed_tokens"])).attach(llama(), seed=0)
+    with pytest.raises(OptionsError, match="shared with the input embeddings"):
+        LoraAdapter(LoraOptions(targets=["lm_head"])).attach(llama(tied=True), seed=0)
+    assert "lm_head" in linear_names(llama(tied=False))
+
+
+def test_second_adapter_and_quantized_models_are_refused() -> None:
+    adapter = LoraAdapter(LoraOptions())
+    attached = adapter.attach(llama(), seed=0)
+    with pytest.raises(StepError) as twice:
+        adapter.attach(attached, seed=0)
+    assert twice.value.code == "adapter-twice"
+    with pytest.raises(StepError) as twice:
+        adapter.attach(attached.get_base_model(), seed=0)
+    assert twice.value.code == "adapter-twice"
+
+    quantized = llama()
+    quantized.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    with pytest.raises(StepError) as refused:
+        adapter.attach(quantized, seed=0)
+    assert refused.value.code == "adapter-on-quantized"
+    assert "before quantize" in refused.value.fix
+
+
+def test_merge_and_save_want_a_model_with_an_adapter(tmp_path: Path) -> None:
+    adapter = LoraAdapter(LoraOptions())
+    for use in (adapter.merge, adapter.detached, lambda model: adapter.save(model, tmp_path)):
+        with pytest.raises(StepError) as caught:
+            use(llama())
+        assert caught.value.code == "adapter-missing"
+
+
+def test_weights_that_are_not_finite_are_not_merged() -> None:
+    adapter = LoraAdapter(LoraOptions())
+    model = adapter.attach(llama(), seed=0)
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "lora_B" in name).fill_(float("nan"))
+    with pytest.raises(StepError) as caught:
+        adapter.merge(model)
+    assert caught.value.code == "merge-not-finite"
+
+
+def test_saved_config_names_the_base_only_while_it_is_the_base(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    adapter = LoraAdapter(LoraOptions())
+    model = adapter.attach(base, seed=0)
+    train(model, steps=1)
+    adapter.save(model, tmp_path / "first")
+    config = json.loads((tmp_path / "first" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "base")
+    assert config["r"] == 8 and config["lora_alpha"] == 16
+
+    model = adapter.attach(adapter.merge(model), seed=1)
+    adapter.save(model, tmp_path / "second")
+    config = json.loads((tmp_path / "second" / "adapter_config.json").read_text())
+    assert not config["base_model_name_or_path"]
+
+
+def test_options() -> None:
+    assert LoraOptions(r=16).resolve(adapter="lora").alpha == 32
+    assert LoraOptions(r=16, alpha=8).resolve(adapter="lora").alpha == 8
+    assert LoraOptions(targets="q_proj").targets == ["q_proj"]
+    assert LoraOptions.model_validate({"targets": ("q_proj", "v_proj")}).targets == ["q_proj", "v_proj"]
+    for wrong in ({"r": 0}, {"r": "8"}, {"dropout": 1.0}, {"targets": []}, {"rank": 8}, {"init": "loft"}, {"alpha": 0}):
+        with pytest.raises(ValidationError):
+            LoraOptions.model_validate(wrong)
+    (spec,) = tunekit_adapters()
+    assert spec.label.format(name=spec.name, **LoraOptions(r=4).model_dump()) == "lora r=4"
+
+
+def test_checkpoint_saving_asks_no_hub_and_warnings_stay_local(tmp_path: Path) -> None:
+    code = f"""
+        import socket, warnings
+        def refuse(*a, **k):
+            raise AssertionError("network")
+        socket.socket.connect = refuse
+        socket.getaddrinfo = refuse
+        from transformers import LlamaConfig, LlamaForCausalLM
+        from tunekit_peft.adapter import LoraAdapter
+        from tunekit_peft.options import LoraOptions
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16,
+            num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2))
+        model.name_or_path = "acme/some-model"
+        filters = list(warnings.filters)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            adapter = LoraAdapter(LoraOptions())
+            attached = adapter.attach(model, seed=0)
+            attached.save_pretrained({str(tmp_path / "checkpoint")!r})
+            adapter.save(attached, {str(tmp_path / "adapter")!r})
+            adapter.merge(attached)
+        assert not [w for w in seen if issubclass(w.category, FutureWarning)], seen
+        assert warnings.filters == filters
+        import sys
+        assert "gptqmodel" not in sys.modules and "bitsandbytes" not in sys.modules
+        print("done")
+    """
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=environment, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "done\n"
+    assert "Warning" not in done.stderr
+
+
+def test_deep_copy_of_the_merged_model_is_independent() -> None:
+    adapter = LoraAdapter(LoraOptions())
+    model = adapter.attach(llama(), seed=0)
+    train(model)
+    merged = adapter.merge(model)
+    twin = copy.deepcopy(merged)
+    with torch.no_grad():
+        for parameter in merged.parameters():
+            parameter.zero_()
+    assert probe(twin).abs().max() > 0
