@@ -1,0 +1,51 @@
+"""Helpers for components built on ``transformers``: training, checkpoints, saving, loading, and the merge proof.
+
+A trainer of weights does roughly this::
+
+    loaded = ctx.model()
+    model = ctx.adapter.attach(loaded.model, seed=ctx.seed) if ctx.adapter else loaded.model
+    with hf.quiet():
+        args = hf.training_arguments(TrainingArguments, ctx, ctx.options)
+        trainer = Trainer(model, args=args, train_dataset=rows, processing_class=loaded.tokenizer)
+    outcome = hf.train(ctx, trainer)
+    return hf.finish(ctx, trainer.model, loaded.tokenizer, outcome=outcome, probes=[...])
+
+Importing this package is cheap; torch and transformers come in with the first name that is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tunekit._lazy import attach
+
+if TYPE_CHECKING:
+    from tunekit.plugins.hf.arguments import compute_dtype as compute_dtype
+    from tunekit.plugins.hf.arguments import default_device as default_device
+    from tunekit.plugins.hf.arguments import device_defaults as device_defaults
+    from tunekit.plugins.hf.arguments import training_arguments as training_arguments
+    from tunekit.plugins.hf.callback import TunekitCallback as TunekitCallback
+    from tunekit.plugins.hf.checkpoints import good_checkpoint as good_checkpoint
+    from tunekit.plugins.hf.finishing import finish as finish
+    from tunekit.plugins.hf.loading import load_folder as load_folder
+    from tunekit.plugins.hf.quiet import quiet as quiet
+    from tunekit.plugins.hf.saving import count_parameters as count_parameters
+    from tunekit.plugins.hf.saving import save_model as save_model
+    from tunekit.plugins.hf.saving import strip_quantization as strip_quantization
+    from tunekit.plugins.hf.storage import storage_errors as storage_errors
+    from tunekit.plugins.hf.training import TrainOutcome as TrainOutcome
+    from tunekit.plugins.hf.training import train as train
+
+_WHERE = {
+    "tunekit.plugins.hf.arguments": ("compute_dtype", "default_device", "device_defaults", "training_arguments"),
+    "tunekit.plugins.hf.callback": ("TunekitCallback",),
+    "tunekit.plugins.hf.checkpoints": ("good_checkpoint",),
+    "tunekit.plugins.hf.finishing": ("finish",),
+    "tunekit.plugins.hf.loading": ("load_folder",),
+    "tunekit.plugins.hf.quiet": ("quiet",),
+    "tunekit.plugins.hf.saving": ("count_parameters", "save_model", "strip_quantization"),
+    "tunekit.plugins.hf.storage": ("storage_errors",),
+    "tunekit.plugins.hf.training": ("TrainOutcome", "train"),
+}
+
+__getattr__, __dir__, __all__ = attach(__name__, _WHERE)

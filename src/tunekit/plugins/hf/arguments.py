@@ -1,0 +1,161 @@
+"""Training arguments that are right for this machine and for the installed library."""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from tunekit.errors import MissingDependencyError, OptionsError, nearest
+
+if TYPE_CHECKING:
+    from tunekit.context import StepContext
+    from tunekit.plugins.options import TrainOptions
+
+__all__ = ["compute_dtype", "default_device", "device_defaults", "training_arguments"]
+
+_MANUAL_SAVE = 500
+
+
+def default_device() -> Any:
+    """The device models go to: the first CUDA device, Apple's, or the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def compute_dtype() -> Any:
+    """The ``torch.dtype`` to load weights in: bfloat16 on CUDA devices that compute in it, float32 elsewhere.
+
+    On a CPU without bfloat16 instructions bfloat16 is 20 to 30 times slower than float32; transformers claims
+    support all the same.
+    """
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32
+
+
+def device_defaults() -> dict[str, Any]:
+    """Keyword arguments of ``TrainingArguments`` that depend on the machine.
+
+    CUDA trains in mixed precision: weights that are trained are float32, matrix products bfloat16 (float16 on older
+    devices). CPU and Apple devices train in float32.
+    """
+    import torch
+
+    device = default_device().type
+    bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return {
+        "use_cpu": device == "cpu",
+        "bf16": bf16,
+        "fp16": device == "cuda" and not bf16,
+        "dataloader_pin_memory": device == "cuda",
+    }
+
+
+def training_arguments(
+    cls: type[Any],
+    ctx: StepContext,
+    options: TrainOptions,
+    *,
+    total_steps_hint: int | None = None,
+    **extra: Any,
+) -> Any:
+    """An instance of ``cls`` (``TrainingArguments`` or a TRL config) for the options of a step.
+
+    Args:
+        cls: the class to build.
+        ctx: the step; checkpoints go to ``ctx.dir / "checkpoints"``, seeds are ``ctx.seed``.
+        options: the shared options of trainers.
+        total_steps_hint: optimizer steps in all, if known: an explicit ``save_steps`` is derived from it. Without it
+            the callback chooses when training starts.
+        extra: further arguments of ``cls``; they win over those derived here. One that the installed class lacks is
+            left out only if it asks for nothing (None or False).
+
+    Raises:
+        MissingDependencyError: if the installed class lacks an argument that was asked for.
+        OptionsError: if there is no learning rate, or the class refuses a value.
+    """
+    parameters = inspect.signature(cls).parameters
+    save_steps = options.checkpoint_every
+    if save_steps is None and total_steps_hint:
+        save_steps = min(_MANUAL_SAVE, max(1, -(-total_steps_hint // 10)))
+    checkpointing = (
+        "activation_checkpointing" if "activation_checkpointing" in parameters else "gradient_checkpointing"
+    )
+    wanted: dict[str, Any] = {
+        "output_dir": str(ctx.dir / "checkpoints"),
+        "per_device_train_batch_size": options.batch_size,
+        "gradient_accumulation_steps": options.gradient_accumulation,
+        "num_train_epochs": options.epochs,
+        "max_steps": options.max_steps if options.max_steps is not None else -1,
+        "learning_rate": options.learning_rate,
+        "lr_scheduler_type": options.schedule,
+        "warmup_steps": options.warmup,
+        "optim": options.optimizer,
+        "weight_decay": options.weight_decay,
+        "max_grad_norm": options.max_grad_norm,
+        checkpointing: options.gradient_checkpointing,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": [],
+        "disable_tqdm": True,
+        "eval_strategy": "no",
+        "save_strategy": "steps",
+        "save_steps": save_steps if save_steps is not None else _MANUAL_SAVE,
+        # Rotation is the callback's: it deletes older checkpoints only after the new one is known to be complete.
+        "save_total_limit": None,
+        "push_to_hub": False,
+        "seed": ctx.seed,
+        "data_seed": ctx.seed,
+        **device_defaults(),
+        **extra,
+    }
+    if wanted["learning_rate"] is None:
+        raise OptionsError(
+            f"The step {ctx.step.name!r} has no learning rate.",
+            code="learning-rate",
+            fix=f"{ctx.step.kind}(learning_rate=1e-4)",
+        )
+    lacking = {name: value for name, value in wanted.items() if name not in parameters}
+    asked = {name: value for name, value in lacking.items() if value is not None and value is not False}
+    if asked:
+        raise MissingDependencyError(
+            f"The installed {_library(cls)} has no argument "
+            f"{', '.join(f'{name}={value!r}' for name, value in asked.items())} in {cls.__name__}.",
+            code="library-argument",
+            asked=", ".join(asked),
+            fix="install another version of that package, or leave the option out",
+        )
+    try:
+        return cls(**{name: value for name, value in wanted.items() if name in parameters})
+    except ValueError as error:
+        raise _refused(cls, error, wanted) from error
+
+
+def _refused(cls: type[Any], error: ValueError, wanted: dict[str, Any]) -> OptionsError:
+    suggestions: tuple[str, ...] = ()
+    if "OptimizerNames" in str(error) or str(wanted["optim"]) in str(error):
+        from transformers.training_args import OptimizerNames
+
+        suggestions = nearest(str(wanted["optim"]), [item.value for item in OptimizerNames])
+    return OptionsError(
+        f"{cls.__name__} of {_library(cls)} refuses the options: {str(error).splitlines()[0]}",
+        code="library-options",
+        suggestions=suggestions,
+    )
+
+
+def _library(cls: type[Any]) -> str:
+    name = cls.__module__.partition(".")[0]
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return name
