@@ -102,7 +102,8 @@ class Score:
         number = 0
         try:
             with Path(self.rows_path).open(encoding="utf-8") as stream:
-                for number, line in enumerate(stream, 1):
+                for line in stream:
+                    number += 1
                     raw = json.loads(line)
                     raw["logprobs"] = tuple(raw.get("logprobs", ()))
                     yield ScoredRow(**{key: value for key, value in raw.items() if key in known})

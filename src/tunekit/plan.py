@@ -246,7 +246,7 @@ class ComponentRef:
     """A component and who provides it."""
 
     kind: str
-    """``trainer``, ``adapter``, ``quantizer``, ``benchmark``, ``step``, ``exporter``, ``tracker``, ``model``, ``dataset``."""
+    """``trainer``, ``adapter``, ``quantizer``, ``benchmark``, ``step``, ``exporter``, ``tracker``, ``model`` ..."""
     name: str
     """Short name, such as ``dpo``."""
     provider: str
@@ -289,7 +289,7 @@ class ResolvedStep:
     options: Mapping[str, Any]
     """Every option of the component's options model, as JSON types."""
     input: str | None
-    """Name of the step whose artifact this one starts from; None: the pipeline's base model, or random weights for ``pretrain``."""
+    """Name of the step whose artifact this one starts from; None: the base model, or random weights."""
     adapter: ResolvedAdapter | None
     trains: str
     """``full``, the adapter's label, or ``-``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit import storage
+from tunekit._stream import read_metrics
 from tunekit.artifacts import Artifact, ModelCard, Score
 from tunekit.cancel import CancelToken
 from tunekit.errors import ArtifactError, TunekitError, UnknownNameError, nearest
@@ -20,20 +20,7 @@ if TYPE_CHECKING:
     from tunekit.plugins.protocols import LoadedModel
     from tunekit.session import Session
 
-__all__ = ["ModelRef", "RunHandle", "RunResult", "StepResult", "read_metrics"]
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The entries of a ``metrics.jsonl``; a torn last line is left out. A missing file has none."""
-    if not path.exists():
-        return []
-    entries: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            break
-    return entries
+__all__ = ["ModelRef", "RunHandle", "RunResult", "StepResult"]
 
 
 class ModelRef:
@@ -48,7 +35,8 @@ class ModelRef:
         self._loaded: LoadedModel | None = None
 
     def __repr__(self) -> str:
-        return f"ModelRef({str(self.path)!r}, {self.card.quantized or self.card.dtype}, {self.card.parameters:,} parameters)"
+        kind = self.card.quantized or self.card.dtype
+        return f"ModelRef({str(self.path)!r}, {kind}, {self.card.parameters:,} parameters)"
 
     def _get(self) -> LoadedModel:
         if self._loaded is None:
@@ -190,7 +178,7 @@ class RunResult:
 
     @property
     def scores(self) -> dict[str, Score]:
-        """Scores by benchmark; of a benchmark measured by several steps, the last one's. ``step(name).scores`` has each."""
+        """Scores by benchmark. Of a benchmark measured by several steps, the last one's; a step has its own."""
         merged: dict[str, Score] = {}
         for step in self.steps:
             merged.update(step.scores)

@@ -61,7 +61,7 @@ _REASONS = {
 
 @contextlib.contextmanager
 def disk_errors(path: Path, doing: str) -> Iterator[None]:
-    """Turn an ``OSError`` inside the block into an ``ArtifactError`` that says what was being done, where, and what to do."""
+    """Turn an ``OSError`` inside the block into an ``ArtifactError`` that says what was done, where, and what to do."""
     try:
         yield
     except ArtifactError:

@@ -1,1 +1,35 @@
-"""Canonical rows out of files, lists and data sets."""
+"""Canonical rows out of files, lists and data sets.
+
+``load_dataset(ref, accepts=("prompt_completion",))`` opens a data set, ``Dataset.rows()`` gives its checked rows. The row
+shapes are in :mod:`tunekit.data.schemas`, the known formats in :mod:`tunekit.data.formats`. Text fields are strings or
+message lists; :func:`as_messages`, :func:`to_text` and :func:`plain_pair` turn one into the other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tunekit._lazy import attach
+
+if TYPE_CHECKING:
+    from tunekit.data.dataset import Dataset as Dataset
+    from tunekit.data.formats import FORMAT_NAMES as FORMAT_NAMES
+    from tunekit.data.load import canonical_dataset as canonical_dataset
+    from tunekit.data.load import load_dataset as load_dataset
+    from tunekit.data.load import looks_like_hub_id as looks_like_hub_id
+    from tunekit.data.messages import as_messages as as_messages
+    from tunekit.data.messages import is_messages as is_messages
+    from tunekit.data.messages import plain_pair as plain_pair
+    from tunekit.data.messages import to_text as to_text
+    from tunekit.data.schemas import CONVERSIONS as CONVERSIONS
+    from tunekit.data.schemas import SCHEMAS as SCHEMAS
+
+_WHERE = {
+    "tunekit.data.dataset": ("Dataset",),
+    "tunekit.data.formats": ("FORMAT_NAMES",),
+    "tunekit.data.load": ("canonical_dataset", "load_dataset", "looks_like_hub_id"),
+    "tunekit.data.messages": ("as_messages", "is_messages", "plain_pair", "to_text"),
+    "tunekit.data.schemas": ("CONVERSIONS", "SCHEMAS"),
+}
+
+__getattr__, __dir__, __all__ = attach(__name__, _WHERE)

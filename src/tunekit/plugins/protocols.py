@@ -121,6 +121,9 @@ class ChoiceRequest:
     context: str
     choices: tuple[str, ...]
     prefix: str = ""
+    parts: tuple[str, ...] = ()
+    """``context`` in pieces: what stands before the examples, one piece per few-shot example, the question. Joined they
+    are ``context``. When it does not fit the model, examples are left out from the front; the question is never cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +134,8 @@ class GenerationRequest:
     stop: tuple[str, ...]
     max_new_tokens: int
     prefix: str = ""
+    parts: tuple[str, ...] = ()
+    """As in :class:`ChoiceRequest`."""
 
 
 Request = ChoiceRequest | GenerationRequest

@@ -56,14 +56,14 @@ class TrainerSpec(Spec):
     stage: str
     """``pretrain``, ``post_pretrain``, ``sft``, ``reward`` or ``align``."""
     data: tuple[str, ...] = ()
-    """Row shapes it accepts, in order of preference: ``text``, ``prompt_completion``, ``conversation``, ``preference`` ..."""
+    """Row shapes it accepts, the preferred first: ``text``, ``prompt_completion``, ``conversation`` ..."""
     adapters: bool = True
     """Whether it can train through an adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSpec(Spec):
-    """Trains a small part in place of all weights. ``target`` is a class that takes the options and is an ``Adapter``."""
+    """Trains a small part in place of all weights. ``target(options)`` is an ``Adapter``."""
 
     kind: ClassVar[str] = "adapter"
 

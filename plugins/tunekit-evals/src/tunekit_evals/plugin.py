@@ -2,4 +2,50 @@
 
 from __future__ import annotations
 
+from tunekit.plugins import BenchmarkSpec, StepSpec, hookimpl
+
 api_version = 1
+
+_REQUIRES = ("torch>=2.8", "transformers>=5.15,<6")
+
+
+@hookimpl
+def tunekit_benchmarks() -> list[BenchmarkSpec]:
+    """The benchmarks."""
+    return [
+        BenchmarkSpec(
+            name="mmlu",
+            target="tunekit_evals.mmlu:Mmlu",
+            summary="MMLU: four-way questions over 57 subjects, 5-shot, log-likelihood of the letters",
+            requires=_REQUIRES,
+            needs="loglikelihood",
+            folder="mmlu",
+            hub="cais/mmlu",
+            sample=True,
+        ),
+        BenchmarkSpec(
+            name="gsm8k",
+            target="tunekit_evals.gsm8k:Gsm8k",
+            summary="GSM8K: grade-school word problems, 8-shot chain of thought, exact match of the final number",
+            requires=_REQUIRES,
+            needs="generation",
+            folder="gsm8k",
+            hub="openai/gsm8k",
+            sample=True,
+        ),
+    ]
+
+
+@hookimpl
+def tunekit_steps() -> list[StepSpec]:
+    """The step that runs benchmarks."""
+    return [
+        StepSpec(
+            name="evaluate",
+            target="tunekit_evals.evaluate:Evaluate",
+            summary="Measures a model on benchmarks, row by row",
+            options="tunekit_evals.options:EvaluateOptions",
+            requires=_REQUIRES,
+            makes="report",
+        )
+    ]

@@ -1,0 +1,74 @@
+"""What a model folder says about itself. Standard library only: read while a plan is checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tunekit.errors import ArtifactError
+
+__all__ = ["config_of", "quantization_config", "quantized_by", "weight_files", "weights_size"]
+
+
+def config_of(folder: Path) -> dict[str, Any] | None:
+    """``config.json`` of a model folder, or None if there is none that can be read."""
+    try:
+        data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def quantized_by(folder: Path) -> str | None:
+    """Quantization method that ``config.json`` names, such as ``gptq`` or ``bitsandbytes``; None for a plain model."""
+    config = config_of(folder) or {}
+    found = config.get("quantization_config")
+    if not isinstance(found, dict):
+        return None
+    return str(found.get("quant_method", "unknown"))
+
+
+def quantization_config(folder: Path) -> dict[str, Any] | None:
+    """The GPTQ section of ``config.json``, or None if the folder is not a GPTQ model."""
+    if quantized_by(folder) != "gptq":
+        return None
+    found: dict[str, Any] = (config_of(folder) or {})["quantization_config"]
+    return found
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder: those of its index, or its only one.
+
+    Raises:
+        ArtifactError: if there is none, or the index names files that are not there.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ArtifactError(f"{index} is damaged.", code="weights", found=str(error)) from error
+        files = [folder / name for name in names]
+    else:
+        files = [folder / "model.safetensors"]
+        if not files[0].is_file():
+            files = sorted(folder.glob("*.safetensors"))
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or not files:
+        raise ArtifactError(
+            f"The weights of {folder} are not complete.",
+            code="weights",
+            found=f"missing: {', '.join(missing) or '*.safetensors'}",
+            fix="copy the folder anew, or run the step that makes it again",
+        )
+    return files
+
+
+def weights_size(folder: Path) -> int:
+    """Bytes of the weight files.
+
+    Raises:
+        ArtifactError: as :func:`weight_files`.
+    """
+    return sum(file.stat().st_size for file in weight_files(folder))

@@ -1,0 +1,116 @@
+"""The models of a run: read from disk at most once, handed from step to step in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunekit import storage
+from tunekit._work import Work
+from tunekit.errors import ArtifactError, StepError
+from tunekit.plan import ResolvedPlan
+from tunekit.plugins.protocols import LoadedModel, ModelSource
+from tunekit.session import Session
+
+__all__ = ["Models"]
+
+_BASE = "(base)"
+
+
+class Models:
+    """Gives each step its input model."""
+
+    def __init__(self, resolved: ResolvedPlan, session: Session, objects: Mapping[str, Any]) -> None:
+        self._resolved = resolved
+        self._session = session
+        self._objects = objects
+        self._live: dict[str, LoadedModel] = {}
+
+    def base(self) -> ModelSource:
+        """The pipeline's base model.
+
+        Raises:
+            StepError: if it has none.
+        """
+        if self._resolved.model is None:
+            raise StepError("The pipeline has no base model.", code="no-model", fix="Pipeline(model=...)")
+        return self._session.resolve_model(self._resolved.model, objects=self._objects)
+
+    def get(self, item: Work) -> LoadedModel:
+        """The step's input model: the one in memory, else from disk after its hash was compared.
+
+        A step that changes the model takes it out of memory, so that no other step sees the changed weights.
+        """
+        owner = item.input.name if item.input is not None else _BASE
+        loaded = self._live.pop(owner, None) or self._from_disk(item)
+        if not item.changes_model:
+            self._live[owner] = loaded
+        return loaded
+
+    def keep(self, name: str, loaded: LoadedModel) -> None:
+        """Take a step's result for the steps to come."""
+        self._live[name] = loaded
+
+    def published(self, item: Work) -> None:
+        """Tell a kept model where its files ended up."""
+        kept = self._live.get(item.name)
+        if (
+            kept is not None
+            and item.artifact is not None
+            and item.artifact.model is not None
+            and item.folder is not None
+        ):
+            kept.path = item.folder / item.artifact.model.path
+            kept.weights_hash = item.artifact.model.weights_hash
+
+    def free(self, done: Work | None = None, work: Sequence[Work] = ()) -> None:
+        """Let go of the models that no step after ``done`` starts from; of all models without arguments."""
+        later = [other for other in work if done is not None and other.step.index > done.step.index]
+        needed = {other.input.name if other.input else _BASE for other in later if other.step.kind != "pretrain"}
+        for name in list(self._live):
+            if name not in needed:
+                del self._live[name]
+
+    def input_hash(self, item: Work) -> str:
+        """Hash of the weights that :meth:`get` gives; empty for random weights."""
+        if item.input is not None:
+            artifact = item.input.artifact
+            return artifact.model.weights_hash if artifact is not None and artifact.model is not None else ""
+        if item.step.kind == "pretrain" or self._resolved.model is None:
+            return ""
+        return self.base().fingerprint()
+
+    def input_path(self, item: Work) -> Path | None:
+        """Folder with the input model, if it lies in one."""
+        if item.input is not None:
+            return item.input_model
+        if item.step.kind == "pretrain" or self._resolved.model is None:
+            return None
+        base = self.base()
+        return Path(base.ref).expanduser().absolute() if base.kind == "folder" else None
+
+    def _from_disk(self, item: Work) -> LoadedModel:
+        if item.input is None:
+            if item.step.kind == "pretrain":
+                raise StepError("pretrain starts from random weights; there is no input model.", code="no-model")
+            return self.base().load()
+        artifact, path = item.input.artifact, item.input_model
+        if artifact is None or artifact.model is None or path is None:
+            raise StepError(
+                f"Step {item.name} needs a model, but its input {item.input.name} made a report.",
+                code="no-model",
+                fix=f"name another step: {item.step.kind}(input=...)",
+            )
+        found = storage.weights_digest(path)
+        if found != artifact.model.weights_hash:
+            raise ArtifactError(
+                f"The weights in {path} are not the ones that step {item.input.name} wrote.",
+                code="weights-changed",
+                asked=f"weights {artifact.model.weights_hash[:12]}",
+                found=f"weights {found[:12]}",
+                fix=f"restore the folder, or delete {item.input.folder} to run {item.input.name} again",
+            )
+        loaded = self._session.resolve_model(str(path)).load()
+        loaded.path, loaded.weights_hash = path, found
+        return loaded

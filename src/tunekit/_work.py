@@ -1,0 +1,226 @@
+"""What is found out about every step before the first weight is loaded: data, benchmarks, and the step's key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tunekit import storage
+from tunekit.artifacts import Artifact
+from tunekit.cancel import CancelToken
+from tunekit.context import BenchmarkJob
+from tunekit.data import Dataset
+from tunekit.errors import DataError
+from tunekit.plan import TRAINING_KINDS, ResolvedPlan, ResolvedStep, digest, thaw
+from tunekit.session import Session
+
+__all__ = ["Work", "data_facts", "prepare"]
+
+STEP_FORMAT = 1
+"""Part of every step's key: raised when what a step writes changes its meaning."""
+
+_NOT_IN_KEY = ("data", "keep_checkpoints")
+"""Options that do not change a step's result by themselves; data counts by content."""
+
+Notify = Callable[[str, str, str], None]
+"""``notify(step, code, message)``."""
+
+
+@dataclass
+class Work:
+    """A step, and what was found out about it."""
+
+    step: ResolvedStep
+    spec: Any
+    options: Any
+    seed: int
+    data: Dataset | None
+    training_data: tuple[Dataset, ...]
+    benchmarks: tuple[BenchmarkJob, ...]
+    input: Work | None
+    key: str = ""
+    """Fingerprint: equal keys, equal results."""
+    artifact: Artifact | None = None
+    """Set when the step is finished."""
+    folder: Path | None = None
+    """Set when the step is finished."""
+
+    @property
+    def name(self) -> str:
+        return self.step.name
+
+    @property
+    def input_model(self) -> Path | None:
+        """Folder of the input step's model, once that step is finished."""
+        source = self.input
+        if source is None or source.artifact is None or source.artifact.model is None or source.folder is None:
+            return None
+        return source.folder / source.artifact.model.path
+
+    @property
+    def changes_model(self) -> bool:
+        """Whether the step may change its input model in memory."""
+        return self.step.kind in TRAINING_KINDS or getattr(self.spec, "makes", "report") == "model"
+
+
+def prepare(
+    resolved: ResolvedPlan,
+    session: Session,
+    objects: Mapping[str, Any],
+    cancel: CancelToken,
+    notify: Notify,
+) -> list[Work]:
+    """Open and validate every data set and compute every key, before a model is touched.
+
+    Raises:
+        DataError: naming file, row and reason.
+        ArtifactError: if a folder cannot be read.
+    """
+    base = session.resolve_model(resolved.model, objects=objects).fingerprint() if resolved.model else "random-weights"
+    by_name: dict[str, Work] = {}
+    for step in resolved.steps:
+        spec = session.spec(step.component)
+        model = session.options_model(step.component)
+        options = model.model_validate(thaw(step.options)) if model is not None else None
+        own_seed = getattr(options, "seed", None)
+        source = by_name[step.input] if step.input else None
+        item = Work(
+            step=step,
+            spec=spec,
+            options=options,
+            seed=resolved.seed if own_seed is None else int(own_seed),
+            data=_open_data(step, spec, options, session, objects, cancel, notify),
+            training_data=_lineage(source),
+            benchmarks=_open_benchmarks(step, session),
+            input=source,
+        )
+        item.key = _key(item, base)
+        by_name[step.name] = item
+        for what in step.embedded:
+            notify(step.name, f"embedded-{what}", _embedded_text(item, resolved, what))
+    return list(by_name.values())
+
+
+def _open_data(
+    step: ResolvedStep,
+    spec: Any,
+    options: Any,
+    session: Session,
+    objects: Mapping[str, Any],
+    cancel: CancelToken,
+    notify: Notify,
+) -> Dataset | None:
+    if step.data is None:
+        return None
+    dataset = session.resolve_dataset(
+        step.data,
+        accepts=tuple(getattr(spec, "data", ())),
+        limit=getattr(options, "limit", None),
+        format=getattr(options, "format", None),
+        columns=getattr(options, "columns", None),
+        on_bad_row=getattr(options, "on_bad_row", "error"),
+        objects=objects,
+    )
+    rows = 0
+    for rows, _ in enumerate(dataset.rows(), 1):
+        if rows % 10_000 == 0:
+            cancel.raise_if_cancelled()
+    if rows == 0:
+        raise DataError(
+            f"The data of step {step.name} has no rows.",
+            code="empty-dataset",
+            asked=f"data={step.data!r}",
+            fix="pass a data set with at least one row",
+            details={"file": str(dataset.source or dataset.name), "step": step.name},
+        )
+    if dataset.bad_rows:
+        shown = "; ".join(f"row {row}: {reason}" for row, reason in dataset.bad_rows[:5])
+        notify(step.name, "bad-rows", f"{len(dataset.bad_rows)} bad rows of {dataset.name} were left out ({shown})")
+    return dataset
+
+
+def _open_benchmarks(step: ResolvedStep, session: Session) -> tuple[BenchmarkJob, ...]:
+    jobs = []
+    data = thaw(step.options).get("data") if step.benchmarks else None
+    for component in step.benchmarks:
+        spec: Any = session.spec(component)
+        source, label = None, "sample"
+        named = data.get(component.name) if isinstance(data, dict) else data
+        if named == "hub":
+            label = f"hub:{spec.hub}"
+        elif named is not None:
+            source = Path(named) if isinstance(data, dict) else Path(named) / (spec.folder or component.name)
+            label = str(source)
+        jobs.append(
+            BenchmarkJob(
+                component=component,
+                benchmark=session.load(component)(),
+                source=source,
+                source_label=label,
+                needs=spec.needs,
+            )
+        )
+    return tuple(jobs)
+
+
+def _key(item: Work, base: str) -> str:
+    step = item.step
+    starts_from = item.input.key if item.input else "random-weights" if step.kind == "pretrain" else base
+    calibration = [data.fingerprint() for data in item.training_data] if getattr(item.spec, "calibrated", False) else []
+    return digest(
+        {
+            "format": STEP_FORMAT,
+            "kind": step.kind,
+            "component": asdict(step.component),
+            "options": {name: value for name, value in thaw(step.options).items() if name not in _NOT_IN_KEY},
+            "adapter": (
+                {"component": asdict(step.adapter.component), "options": thaw(step.adapter.options)}
+                if step.adapter
+                else None
+            ),
+            "seed": item.seed,
+            "input": starts_from,
+            "data": item.data.fingerprint() if item.data is not None else None,
+            "calibration": calibration,
+            "benchmarks": [
+                {
+                    "component": asdict(job.component),
+                    "data": storage.folder_digest(job.source) if job.source is not None else job.source_label,
+                }
+                for job in item.benchmarks
+            ],
+        }
+    )
+
+
+def _lineage(item: Work | None) -> tuple[Dataset, ...]:
+    """Training data of ``item`` and of the steps before it, oldest first."""
+    found: list[Dataset] = []
+    while item is not None:
+        if item.step.kind in TRAINING_KINDS and item.data is not None:
+            found.append(item.data)
+        item = item.input
+    return tuple(reversed(found))
+
+
+def _embedded_text(item: Work, resolved: ResolvedPlan, what: str) -> str:
+    if what == "model":
+        return f"no model was given: the embedded default {resolved.model} is used"
+    if what == "sample":
+        return "no benchmark data was given: the embedded sample is used (sample: not comparable)"
+    return f"no data was given: the embedded default {item.step.data} is used ({len(item.data or ())} rows)"
+
+
+def data_facts(data: Dataset) -> dict[str, Any]:
+    """What the manifest says of a data set."""
+    return {
+        "name": data.name,
+        "source": str(data.source) if data.source else None,
+        "schema": data.schema,
+        "format": data.format,
+        "rows": len(data),
+        "fingerprint": data.fingerprint(),
+        "bad_rows": [[row, reason] for row, reason in data.bad_rows],
+    }

@@ -1,0 +1,111 @@
+"""The folders of a run: unfinished steps aside, finished ones under their names, superseded ones kept."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from tunekit import storage
+from tunekit.artifacts import Artifact
+from tunekit.errors import ArtifactError
+
+__all__ = ["Finished", "Workdir"]
+
+Finished = tuple[Artifact, Path, float]
+"""A finished step: its artifact, its folder, and the seconds it took."""
+
+
+class Workdir:
+    """Finds, publishes and sets aside step folders. ``notice(code, message)`` is told about damage."""
+
+    def __init__(self, path: Path, notice: Callable[[str, str], None]) -> None:
+        self.path = path
+        self._notice = notice
+        self._claimed: set[Path] = set()
+
+    def partial(self, folder: str, key: str) -> Path:
+        """The folder in which the step with this key is worked on; made if missing.
+
+        An interrupted step of the same key left its checkpoints there.
+        """
+        partial = self.path / ".partial" / f"{folder}-{key[:8]}"
+        with storage.disk_errors(partial, f"preparing {folder}"):
+            partial.mkdir(parents=True, exist_ok=True)
+        return partial
+
+    def publish(self, partial: Path, folder: str) -> Path:
+        """Give a finished step its name. An older one of that name is set aside."""
+        final = self.path / folder
+        self._set_aside(final)
+        storage.publish(partial, final)
+        for stale in (self.path / ".partial").glob(f"{folder}-????????"):
+            shutil.rmtree(stale, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.path / ".partial").rmdir()
+        self._claimed.add(final)
+        return final
+
+    def find(self, folder: str, key: str) -> Finished | None:
+        """The finished step with this key, wherever an earlier run put it, or None.
+
+        It is moved to ``folder`` if it lies elsewhere, and left out, with a notice, if its files are damaged.
+        """
+        final = self.path / folder
+        others = [*sorted(self.path.glob("*/")), *sorted((self.path / "superseded").glob("*/"))]
+        for candidate in [final, *(other for other in others if other != final and other not in self._claimed)]:
+            record = candidate / "result.json"
+            if not record.is_file():
+                continue
+            try:
+                data = storage.read_json(record)
+                artifact = Artifact.from_data(data)
+            except ArtifactError as error:
+                self._notice("damaged-result", f"{record} is damaged and is not used: {error.message}")
+                continue
+            if artifact.fingerprint != key:
+                continue
+            problem = _damage(candidate, artifact)
+            if problem:
+                self._notice("damaged-artifact", f"{problem}; the step runs again")
+                continue
+            if candidate != final:
+                self._set_aside(final)
+                with storage.disk_errors(final, f"moving {candidate.name}"):
+                    candidate.rename(final)
+            self._claimed.add(final)
+            return artifact, final, float(data.get("seconds", 0.0))
+        return None
+
+    def _set_aside(self, final: Path) -> None:
+        """Move a step that no longer fits out of the way; nothing finished is deleted."""
+        if not final.exists():
+            return
+        old = ""
+        with contextlib.suppress(ArtifactError):
+            old = str(storage.read_json(final / "result.json").get("fingerprint", ""))[:8]
+        name = f"{final.name}-{old or 'damaged'}"
+        target = self.path / "superseded" / name
+        with storage.disk_errors(target, f"moving {final.name} aside"):
+            target.parent.mkdir(exist_ok=True)
+            number = 1
+            while target.exists():
+                number += 1
+                target = target.with_name(f"{name}-{number}")
+            final.rename(target)
+
+
+def _damage(folder: Path, artifact: Artifact) -> str:
+    if artifact.model is None:
+        rows = [score.rows_path for score in artifact.scores.values() if score.rows_path]
+        missing = [path for path in rows if not (folder / path).is_file()]
+        return f"{folder / missing[0]} is missing" if missing else ""
+    path = folder / artifact.model.path
+    try:
+        found = storage.weights_digest(path)
+    except ArtifactError as error:
+        return error.message
+    if found != artifact.model.weights_hash:
+        return f"the weights in {path} are not the ones that were written"
+    return ""

@@ -1,0 +1,5 @@
+"""``python -m tunekit.cli``."""
+
+from tunekit.cli import main
+
+main()

@@ -1,0 +1,256 @@
+"""A data set: canonical, checked rows, read lazily and as often as one likes."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunekit.data.rows import RawRow, RowProblem, Source, kind_of, row_error
+from tunekit.data.schemas import validate_row
+from tunekit.errors import DataError
+from tunekit.plan import digest
+
+__all__ = ["Dataset"]
+
+Row = dict[str, Any]
+
+_VERSION = 1
+"""Part of every fingerprint; raised when the same file would give other rows."""
+
+_COUNT_BYTES = 64 << 20
+"""Files above this size are not read through only to say how many rows they have."""
+
+
+class Dataset:
+    """An opened data set of canonical rows. Made by :func:`tunekit.data.load_dataset`.
+
+    Rows are read anew on every pass and are yours to change. Shapes: see :mod:`tunekit.data.schemas`.
+
+    Attributes:
+        name: for people: a file name, ``tunekit/stdlib-text``, ``list`` ...
+        schema: canonical shape of the rows, such as ``prompt_completion``.
+        format: format the rows were recognised as, such as ``alpaca``; for plain text the rule, such as ``passages``.
+        native: shape of that format before any conversion.
+        source: the file, or None.
+        accepts: shapes the step takes; empty: any.
+        limit: most rows that are used, or None.
+        on_bad_row: ``error`` or ``skip``.
+    """
+
+    def __init__(
+        self,
+        raw: Source,
+        *,
+        schema: str,
+        format: str,
+        native: str,
+        convert: Callable[[Row], Row],
+        accepts: Sequence[str] = (),
+        limit: int | None = None,
+        on_bad_row: str = "error",
+        columns: Mapping[str, str] | None = None,
+        note: str = "",
+    ) -> None:
+        self.name = raw.name
+        self.schema = schema
+        self.format = format
+        self.native = native
+        self.source: Path | None = raw.path
+        self.accepts = tuple(accepts)
+        self.limit = limit
+        self.on_bad_row = on_bad_row
+        self.columns = dict(columns or {})
+        self._raw = raw
+        self._convert = convert
+        self._note = note
+        self._count: int | None = None
+        self._total: int | None = None
+        self._fingerprint: str | None = None
+        self._bad: list[tuple[int, str]] | None = None
+
+    def rows(self) -> Iterator[Row]:
+        """Canonical rows in order.
+
+        Raises:
+            DataError: for a bad row (file, row, field and reason in ``details``), a damaged file, or when no row is
+                left (code ``empty-dataset``).
+        """
+        bad: list[tuple[int, str]] = []
+        given = 0
+        ended = True
+        for raw in self._raw.rows():
+            if self.limit is not None and given >= self.limit:
+                ended = False
+                break
+            try:
+                row = self._canonical(raw)
+            except RowProblem as problem:
+                if self.on_bad_row != "skip":
+                    raise row_error(self._raw, raw, problem) from None
+                bad.append((raw.number, f"field {problem.field!r} {problem.reason}" if problem.field else problem.reason))
+                continue
+            given += 1
+            yield row
+        if not given:
+            raise self._empty(bad)
+        self._count = given
+        self._bad = bad
+        if ended:
+            self._total = given + len(bad)
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.rows()
+
+    def _canonical(self, raw: RawRow) -> Row:
+        if raw.problem is not None:
+            raise raw.problem
+        if not isinstance(raw.value, dict):
+            raise RowProblem("", f"is {kind_of(raw.value)}, not an object with named fields")
+        return self._convert(raw.value)
+
+    def _empty(self, bad: list[tuple[int, str]]) -> DataError:
+        if bad:
+            found = f"row {bad[0][0]}: {bad[0][1]}"
+            return DataError(
+                f"{self.name}: all {len(bad)} rows are bad.", code="empty-dataset", found=found,
+                details={"file": str(self.source or self.name), "bad_rows": len(bad)},
+            )
+        return empty_error(self._raw)
+
+    def validate(self) -> int:
+        """Read every row once, up to ``limit``, and return how many there are.
+
+        Raises:
+            DataError: as :meth:`rows` does.
+        """
+        for _ in self.rows():
+            pass
+        assert self._count is not None
+        return self._count
+
+    def __len__(self) -> int:
+        """Rows that :meth:`rows` gives; counted on first use by reading them. Raises as :meth:`rows` does."""
+        return self.validate() if self._count is None else self._count
+
+    def __bool__(self) -> bool:
+        return True
+
+    @property
+    def bad_rows(self) -> list[tuple[int, str]]:
+        """(row number, reason) of the rows left out with ``on_bad_row="skip"``. Raises as :meth:`rows` does."""
+        if self._bad is None:
+            self.validate()
+        return list(self._bad or ())
+
+    def peek(self, n: int = 1) -> list[Row]:
+        """The first ``n`` rows, or fewer if there are fewer."""
+        return list(itertools.islice(self.rows(), n))
+
+    def take(self, n: int) -> Dataset:
+        """The same data set, limited to its first ``n`` rows.
+
+        Raises:
+            DataError: if ``n`` is below 1.
+        """
+        if n < 1:
+            raise DataError(f"A data set cannot be limited to {n} rows.", code="limit")
+        return Dataset(
+            self._raw,
+            schema=self.schema,
+            format=self.format,
+            native=self.native,
+            convert=self._convert,
+            accepts=self.accepts,
+            limit=n if self.limit is None else min(n, self.limit),
+            on_bad_row=self.on_bad_row,
+            columns=self.columns,
+            note=self._note,
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over the content and the selection: equal fingerprints give equal rows.
+
+        Files are hashed as stored; other sources by their canonical rows. Computed once.
+        """
+        if self._fingerprint is None:
+            content = self._raw.content_hash()
+            if content is None:
+                hasher = hashlib.sha256()
+                for row in self.rows():
+                    hasher.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode())
+                    hasher.update(b"\n")
+                content = hasher.hexdigest()
+            self._fingerprint = digest(
+                {
+                    "version": _VERSION,
+                    "content": content,
+                    "format": self.format,
+                    "schema": self.schema,
+                    "columns": self.columns,
+                    "limit": self.limit,
+                    "on_bad_row": self.on_bad_row,
+                }
+            )
+        return self._fingerprint
+
+    def total(self) -> int | None:
+        """Rows in the whole source, bad ones included; None for a file too large to count without need."""
+        if self._total is None:
+            if self.source is not None and self._size() > _COUNT_BYTES:
+                return None
+            if self.source is None and self.limit is not None:
+                return None  # a generator may be endless
+            self._total = sum(1 for _ in self._raw.rows())
+        return self._total
+
+    def _size(self) -> int:
+        try:
+            return self.source.stat().st_size if self.source is not None else 0
+        except OSError:
+            return 0
+
+    def describe(self) -> str:
+        """One line for people, such as ``alpaca_en_demo.json: alpaca -> prompt_completion, 64 of 999 rows``."""
+        shapes = [self.format] if self.format != self.native else []
+        shapes += [self.native] + ([self.schema] if self.schema != self.native else [])
+        text = f"{self.name}: {' -> '.join(shapes)}"
+        if self._note:
+            text += f" ({self._note})"
+        total = self.total()
+        if self.limit is None and self.on_bad_row != "skip":
+            return text + (f", {total:,} rows" if total is not None else f", {self._size() / 2**20:,.0f} MB")
+        if total is None and self.limit is not None and self.on_bad_row != "skip":
+            return text + f", the first {self.limit:,} rows"
+        if self.on_bad_row == "skip":
+            bad = len(self.bad_rows)
+            text += f", {len(self):,}" + (f" of {total:,}" if total is not None else "") + " rows"
+            return text + (f", {bad:,} bad rows left out" if bad else "")
+        assert total is not None and self.limit is not None
+        return text + f", {min(self.limit, total):,} of {total:,} rows"
+
+    def __repr__(self) -> str:
+        rest = f", limit={self.limit}" if self.limit is not None else ""
+        return f"<Dataset {self.name!r}: {self.format} -> {self.schema}{rest}>"
+
+
+def canonical_converter(
+    convert: Callable[[Row], Row] | None, native: str, change: Callable[[Row], Row] | None
+) -> Callable[[Row], Row]:
+    """Raw row to checked canonical row: the format's conversion, validation, and the change of shape."""
+
+    def run(row: Row) -> Row:
+        checked = validate_row(convert(row) if convert is not None else row, native)
+        return change(checked) if change is not None else checked
+
+    return run
+
+
+def empty_error(raw: Source) -> DataError:
+    """The error for a source without rows."""
+    return DataError(
+        f"{raw.name} holds no rows.", code="empty-dataset", details={"file": str(raw.path or raw.name), "reason": "no rows"}
+    )

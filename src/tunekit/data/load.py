@@ -1,0 +1,402 @@
+"""From a reference to a data set: what is it, which format has it, and does the step take it."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunekit.data.dataset import Dataset, canonical_converter, empty_error
+from tunekit.data.formats import FORMAT_NAMES, FORMATS, Format, by_name, detect, unsupported
+from tunekit.data.objects import MemorySource, object_source
+from tunekit.data.readers import SUFFIXES, TEXT_RULES, FileSource, file_kind
+from tunekit.data.rows import RawRow, Source, row_error
+from tunekit.data.schemas import SCHEMAS, SHAPES, conversion
+from tunekit.errors import DataError, MissingDependencyError, nearest
+
+__all__ = ["canonical_dataset", "load_dataset", "looks_like_hub_id"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?::[\w.-]+)?")
+_SAMPLE = 20
+
+
+def load_dataset(
+    ref: Any,
+    *,
+    accepts: Sequence[str] = (),
+    limit: int | None = None,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    on_bad_row: str = "error",
+) -> Dataset:
+    """Open a data set. The first rows are read to see what they are; the rest is read when asked for.
+
+    Args:
+        ref: a path (JSON, JSON Lines, CSV, TSV, Parquet, plain text; all but Parquet also with ``.gz``), a hub id
+            ``owner/name`` or ``owner/name:config`` (its ``train`` split, through the ``datasets`` package), a list of
+            rows, a generator (its rows are kept), a ``datasets.Dataset`` or a pandas DataFrame.
+        accepts: canonical shapes the step takes, best first; empty: any. Data of another shape are converted where
+            :data:`tunekit.data.schemas.CONVERSIONS` says how, else refused.
+        limit: use the first usable rows only.
+        format: name of the format, instead of detection: one of :data:`tunekit.data.FORMAT_NAMES`.
+        columns: field of the format -> column of the data. In a CSV or TSV file without a header, positions
+            (``{"prompt": "1", "completion": "2"}``).
+        on_bad_row: ``error``, or ``skip`` to leave bad rows out and list them in ``bad_rows``.
+
+    Raises:
+        DataError: if it cannot be found or read, has no rows, no known format, or a shape the step does not take.
+        MissingDependencyError: if reading it needs a package that is not installed.
+    """
+    _check_arguments(accepts, limit, format, columns, on_bad_row)
+    if isinstance(ref, Dataset):
+        raise DataError(
+            f"{ref.name} is already an opened data set.", code="no-dataset", fix="pass what it was opened from"
+        )
+    positions = bool(columns) and all(str(column).isdigit() for column in (columns or {}).values())
+    source: Source
+    if isinstance(ref, str | Path):
+        source = _open_ref(ref, format, positions)
+    else:
+        source = object_source(ref)
+    head = _head(source)
+    form, renamed = _format_of(source, head, accepts, format, dict(columns or {}))
+    schema, change = _shape(source, form, tuple(accepts))
+    convert = canonical_converter(_renaming(form.convert, renamed), form.schema, change)
+    return Dataset(
+        source,
+        schema=schema,
+        format=source.rule or form.name,
+        native=form.schema,
+        convert=convert,
+        accepts=accepts,
+        limit=limit,
+        on_bad_row=on_bad_row,
+        columns=columns,
+        note=TEXT_RULES.get(source.rule, ""),
+    )
+
+
+def canonical_dataset(
+    name: str,
+    schema: str,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    accepts: Sequence[str] = (),
+    limit: int | None = None,
+    on_bad_row: str = "error",
+) -> Dataset:
+    """A data set over rows that are canonical already, such as those of a ``DatasetSpec``. They are still validated.
+
+    Raises:
+        DataError: if there are no rows, or the step does not take the shape.
+    """
+    _check_arguments(accepts, limit, None, None, on_bad_row)
+    if schema not in SCHEMAS:
+        raise DataError(
+            f"{name} has the unknown row shape {schema!r}.",
+            code="unknown-schema",
+            suggestions=nearest(schema, SCHEMAS),
+            fix=f"use one of {', '.join(SCHEMAS)}",
+        )
+    inner = object_source(rows)
+    source = MemorySource(name, inner._values)
+    _head(source)
+    target, change = _shape(source, _Canonical(schema), tuple(accepts))
+    return Dataset(
+        source,
+        schema=target,
+        format=schema,
+        native=schema,
+        convert=canonical_converter(None, schema, change),
+        accepts=accepts,
+        limit=limit,
+        on_bad_row=on_bad_row,
+    )
+
+
+class _Canonical:
+    """Stands for a format where rows need none."""
+
+    def __init__(self, schema: str) -> None:
+        self.name = schema
+        self.schema = schema
+
+
+def looks_like_hub_id(ref: str) -> bool:
+    """Whether ``ref`` is spelt as ``owner/name`` and names neither an existing path nor a data file."""
+    if not _HUB_ID.fullmatch(ref) or Path(ref).exists() or Path(ref).parts[0] in (".", ".."):
+        return False
+    suffixes = [suffix.lower() for suffix in Path(ref).suffixes]
+    if suffixes and (suffixes[-1] in SUFFIXES or suffixes[-1] == ".gz"):
+        return False
+    return not Path(Path(ref).parts[0]).is_dir()
+
+
+def _check_arguments(
+    accepts: Sequence[str], limit: int | None, format: str | None, columns: Mapping[str, str] | None, on_bad_row: str
+) -> None:
+    for schema in accepts:
+        if not isinstance(schema, str) or isinstance(accepts, str):
+            raise DataError(f"accepts takes a list of row shapes, found {accepts!r}.", code="accepts")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise DataError(f"limit is {limit!r}; it must be a whole number from 1.", code="limit")
+    if format is not None and format not in FORMAT_NAMES:
+        raise DataError(
+            f"There is no data format {format!r}.",
+            code="unknown-format",
+            asked=f"format={format!r}",
+            suggestions=nearest(str(format), FORMAT_NAMES),
+            fix=f"use one of {', '.join(FORMAT_NAMES)}",
+        )
+    if columns is not None and not all(isinstance(k, str) and isinstance(v, str) for k, v in columns.items()):
+        raise DataError("columns maps field names to column names, both text.", code="columns", found=repr(columns))
+    if on_bad_row not in ("error", "skip"):
+        raise DataError(f'on_bad_row is {on_bad_row!r}; it must be "error" or "skip".', code="on-bad-row")
+
+
+# Where the rows are
+
+
+def _open_ref(ref: str | Path, format: str | None, positions: bool) -> Source:
+    text = str(ref)
+    path = Path(ref).expanduser()
+    try:
+        exists = path.exists()
+    except (OSError, ValueError):
+        exists = False
+    if not exists:
+        if isinstance(ref, str) and looks_like_hub_id(ref):
+            return _hub_source(ref)
+        raise _missing(path, text)
+    if path.is_dir():
+        files = sorted(item.name for item in path.iterdir() if item.is_file() and item.suffix.lower() in (*SUFFIXES, ".gz"))
+        raise DataError(
+            f"{text} is a folder, not a data file.",
+            code="folder",
+            found=f"data files in it: {', '.join(files[:8]) or 'none'}" + (" ..." if len(files) > 8 else ""),
+            fix=f"pass one of them, such as {str(path / files[0])!r}" if files else "pass a file",
+            details={"file": text},
+        )
+    kind = file_kind(path)
+    if kind is None:
+        raise DataError(
+            f"{path.name}: the file name does not say what is in it.",
+            code="unknown-file-type",
+            asked=text,
+            fix=f"name it with one of the endings {', '.join(SUFFIXES)} (each but .parquet also with .gz)",
+            details={"file": text},
+        )
+    if path.suffix.lower() == ".gz" and kind == "parquet":
+        raise DataError(
+            f"{path.name}: Parquet files are compressed inside.", code="unknown-file-type", fix="gunzip the file",
+            details={"file": text},
+        )
+    if format in TEXT_RULES and kind != "txt":
+        raise DataError(
+            f"format={format!r} is a rule for plain text files; {path.name} is a {kind} file.",
+            code="format-columns",
+            details={"file": text},
+        )
+    return FileSource(path, kind, rule=format if format in TEXT_RULES else None, header=not positions)
+
+
+def _missing(path: Path, text: str) -> DataError:
+    folder = path.parent
+    try:
+        there = folder.is_dir()
+        names = sorted(item.name for item in folder.iterdir()) if there else []
+    except (OSError, ValueError):
+        there, names = False, []
+    near = tuple(str(folder / name) if str(folder) != "." else name for name in nearest(path.name, names))
+    found = "" if there else f"there is no folder {folder}"
+    if there and not near:
+        found = f"in {folder.resolve()}: {', '.join(names[:8]) or 'nothing'}" + (" ..." if len(names) > 8 else "")
+    return DataError(
+        f"There is no data file {text}.",
+        code="missing-file",
+        asked=text,
+        found=found,
+        suggestions=near,
+        fix="" if near else "give the path from the current folder, or an absolute one",
+        details={"file": text, "reason": "no such file"},
+    )
+
+
+def _hub_source(ref: str) -> Source:
+    name, _, config = ref.partition(":")
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"There is no file {ref}, and reading it from the hub needs the package datasets.",
+            asked=ref,
+            fix="pip install datasets",
+        ) from error
+    try:
+        data = datasets.load_dataset(name, config or None, split="train")
+    except Exception as error:  # noqa: BLE001  (the hub client raises many kinds; each means that the data are not there)
+        raise DataError(
+            f"There is no file {ref}, and the data set {name} could not be read from the hub.",
+            code="hub",
+            asked=ref,
+            found=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error).strip() else ''}",
+            fix="give the path of a local file, or load the data set yourself and pass the object",
+            details={"file": ref},
+        ) from error
+    source = object_source(data)
+    source.name = ref
+    return source
+
+
+def _head(source: Source) -> list[RawRow]:
+    """The first rows.
+
+    Raises:
+        DataError: if there are none.
+    """
+    head = list(itertools.islice(source.rows(), _SAMPLE))
+    if not head:
+        raise empty_error(source)
+    return head
+
+
+# What the rows are
+
+
+def _format_of(
+    source: Source, head: list[RawRow], accepts: Sequence[str], wanted: str | None, columns: dict[str, str]
+) -> tuple[Format, dict[str, str]]:
+    """The format, and the columns to rename (field -> column)."""
+    samples = [row.value for row in head if isinstance(row.value, dict)]
+    if not samples:
+        first = head[0]
+        if first.problem is not None:
+            raise row_error(source, first, first.problem)
+        raise DataError(
+            f"{source.name} row {first.number}: a row must be an object with named fields, found {first.value!r:.60}.",
+            code="bad-row",
+            details={"file": str(source.path or source.name), "row": first.number, "reason": "no object"},
+        )
+    names = list(dict.fromkeys(str(name) for sample in samples for name in sample))
+    for field, column in columns.items():
+        if column not in names:
+            raise DataError(
+                f"{source.name} has no column {column!r}.",
+                code="missing-column",
+                asked=f"columns={{{field!r}: {column!r}}}",
+                found=f"columns {_listed(names)}",
+                suggestions=nearest(column, names),
+                details={"file": str(source.path or source.name), "field": column},
+            )
+    if wanted is not None:
+        return _wanted(source, names, wanted, columns), columns
+    merged = {**samples[0], **{field: samples[0].get(column) for field, column in columns.items()}}
+    known = detect(list(columns), merged) if columns else []
+    if not known:
+        taken = set(columns.values())
+        known = detect([*columns, *(name for name in names if name not in taken)], merged)
+    if not known:
+        raise _unknown(source, names, samples[0], accepts)
+    best = next((form for form in known if form.schema in accepts), None)
+    if best is None:
+        best = next((form for form in known if conversion(form.schema, tuple(accepts))), known[0])
+    return best, columns
+
+
+def _wanted(source: Source, names: list[str], wanted: str, columns: dict[str, str]) -> Format:
+    form = by_name(wanted)
+    assert form is not None
+    known = (*form.columns, *form.optional)
+    for field in columns:
+        if field not in known:
+            raise DataError(
+                f"The format {form.name} has no field {field!r}.",
+                code="columns",
+                asked=f"columns={columns!r}",
+                found=f"fields {_listed(known)}",
+                suggestions=nearest(field, known),
+            )
+    there = set(names) | set(columns)
+    missing = [field for field in form.columns if field not in there]
+    if missing:
+        raise DataError(
+            f"{source.name} does not have the columns of the format {form.name}: {_listed(missing)} missing.",
+            code="format-columns",
+            asked=f"format={wanted!r}, which needs {_listed(form.columns)}",
+            found=f"columns {_listed(names)}",
+            suggestions=nearest(missing[0], names),
+            fix=f"say which column it is: columns={{{missing[0]!r}: ...}}",
+            details={"file": str(source.path or source.name), "field": missing[0]},
+        )
+    return form
+
+
+def _unknown(source: Source, names: list[str], sample: dict[str, Any], accepts: Sequence[str]) -> DataError:
+    wanted = [name for name in accepts if name in SHAPES] or list(SHAPES)
+    guess = unsupported(names, sample)
+    first = SCHEMAS[wanted[0]]
+    example = ", ".join(f"{field!r}: {(nearest(field, names) or ('...',))[0]!r}" for field in first)
+    if "without a header" in guess:
+        example = ", ".join(f"{field!r}: '{number}'" for number, field in enumerate(first, 1))
+    return DataError(
+        f"{source.name}: the columns fit no known data format.{' ' + guess if guess else ''}",
+        code="unknown-columns",
+        found=f"columns {_listed(names)}",
+        asked="rows of " + " or ".join(SHAPES[name] for name in wanted),
+        suggestions=_close_formats(names),
+        fix=f"pass columns={{{example}}}, or format= one of {', '.join(FORMAT_NAMES)}",
+        details={"file": str(source.path or source.name), "columns": names, "accepts": list(accepts)},
+    )
+
+
+def _close_formats(names: Sequence[str]) -> tuple[str, ...]:
+    """Formats all of whose columns are there up to spelling, as ``alpaca (instruction, output)``."""
+    close: list[str] = []
+    for form in FORMATS:
+        matches = [nearest(column, names, limit=1) for column in form.columns]
+        if all(matches):
+            close.append(f"{form.name} ({', '.join(form.columns)})")
+    return tuple(close[:3])
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = [repr(name if len(name) <= 40 else name[:40] + "...") for name in names]
+    return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "")
+
+
+def _renaming(convert: Callable[[dict[str, Any]], dict[str, Any]], columns: dict[str, str]) -> Any:
+    if not columns:
+        return convert
+
+    def run(row: dict[str, Any]) -> dict[str, Any]:
+        taken = set(columns.values())
+        renamed = {name: value for name, value in row.items() if name not in taken}
+        renamed |= {field: row[column] for field, column in columns.items() if column in row}
+        return convert(renamed)
+
+    return run
+
+
+# Whether the step takes them
+
+
+def _shape(
+    source: Source, form: Format | _Canonical, accepts: tuple[str, ...]
+) -> tuple[str, Callable[[dict[str, Any]], dict[str, Any]] | None]:
+    found = conversion(form.schema, accepts)
+    if found is not None:
+        return found
+    hint = f"use data of the shape {SHAPES.get(accepts[0], accepts[0])}"
+    if form.schema in ("preference", "feedback") and {"prompt_completion", "conversation"} & set(accepts):
+        hint += '; to train on some of the answers only, select them and pass rows with prompt and completion'
+    raise DataError(
+        f"{source.name} holds {form.schema} rows ({form.name}), which this step does not take.",
+        code="wrong-shape",
+        asked="rows of " + " or ".join(SHAPES.get(name, name) for name in accepts),
+        found=SHAPES.get(form.schema, form.schema),
+        fix=hint,
+        details={"file": str(source.path or source.name), "schema": form.schema, "accepts": list(accepts)},
+    )

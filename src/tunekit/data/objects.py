@@ -1,0 +1,137 @@
+"""Things in memory as rows: lists, generators, ``datasets`` and pandas objects. None of those libraries is imported."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tunekit.data.rows import RawRow, RowProblem, kind_of
+from tunekit.errors import DataError
+
+__all__ = ["MemorySource", "library_of", "object_source", "plain"]
+
+
+def library_of(value: Any) -> str:
+    """Top-level package of the value's class, such as ``datasets``."""
+    return type(value).__module__.partition(".")[0]
+
+
+def plain(value: Any) -> Any:
+    """JSON types out of frozen plan data, numpy scalars and arrays, and pandas' missing values."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return None if value != value else value
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    library = library_of(value)
+    if library == "numpy" and hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if library == "pandas" and type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    return value
+
+
+class _Replay:
+    """A one-pass iterator that can be read again: what was taken is kept."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+        self._kept: list[Any] = []
+        self._lock = threading.Lock()
+        self._ended = False
+        self._error: BaseException | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        position = 0
+        while True:
+            with self._lock:
+                while position >= len(self._kept) and not self._ended:
+                    if self._error is not None:
+                        raise self._error
+                    try:
+                        self._kept.append(next(self._iterator))
+                    except StopIteration:
+                        self._ended = True
+                    except Exception as error:
+                        # The generator is over after this; a second pass must not look complete.
+                        self._error = error
+                        raise
+                if position >= len(self._kept):
+                    return
+                value = self._kept[position]
+            position += 1
+            yield value
+
+
+class MemorySource:
+    """Rows that need no file. ``values`` is iterated anew on every pass."""
+
+    def __init__(self, name: str, values: Iterable[Any]) -> None:
+        self.name = name
+        self.path: Path | None = None
+        self.rule = ""
+        self._values = values
+
+    def rows(self) -> Iterator[RawRow]:
+        """The rows from the first on."""
+        for number, value in enumerate(self._values, 1):
+            if isinstance(value, Mapping):
+                yield RawRow(number, plain(value))
+            else:
+                yield RawRow(number, problem=RowProblem("", f"is {kind_of(value)}, not a row with named fields"))
+
+    def content_hash(self) -> str | None:
+        """None: the rows themselves are hashed."""
+        return None
+
+
+class _Frame:
+    """Rows of a pandas DataFrame, without a copy of the whole."""
+
+    def __init__(self, frame: Any) -> None:
+        self._frame = frame
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        names = [str(name) for name in self._frame.columns]
+        step = 4096
+        for start in range(0, len(self._frame), step):
+            part = self._frame.iloc[start : start + step]
+            columns = [part.iloc[:, position].tolist() for position in range(len(names))]
+            for values in zip(*columns, strict=True):
+                yield dict(zip(names, values, strict=True))
+
+
+def object_source(value: Any) -> MemorySource:
+    """A source over something in memory.
+
+    Raises:
+        DataError: for a thing that holds no rows.
+    """
+    library = library_of(value)
+    kind = type(value).__name__
+    if library == "pandas" and kind == "DataFrame":
+        return MemorySource("DataFrame", _Frame(value))
+    if library == "datasets" and kind.endswith("DatasetDict"):
+        splits = ", ".join(map(str, value))
+        raise DataError(
+            f"A {kind} holds several data sets.", code="dataset-splits", found=f"splits {splits}",
+            fix='pass one of them, such as data["train"]',
+        )
+    if isinstance(value, list | tuple):
+        return MemorySource("list", value)
+    if isinstance(value, Iterator):
+        return MemorySource(kind, _Replay(value))
+    if isinstance(value, Mapping | str | bytes) or not (hasattr(value, "__iter__") or hasattr(value, "__getitem__")):
+        raise DataError(
+            f"{kind} is no data set.",
+            code="no-dataset",
+            asked=f"{value!r:.80}",
+            fix="pass a path, a list of rows such as [{'prompt': ..., 'completion': ...}], a generator, "
+            "a datasets.Dataset or a pandas DataFrame",
+        )
+    return MemorySource(kind if library != "datasets" else f"datasets.{kind}", value)

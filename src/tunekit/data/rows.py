@@ -1,0 +1,108 @@
+"""Rows on their way in: what a reader hands to a format, and how a row is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tunekit.errors import DataError
+
+__all__ = ["RawRow", "RowProblem", "Source", "clean_text", "kind_of", "row_error"]
+
+
+class RowProblem(Exception):  # noqa: N818  (never leaves the package: it becomes a DataError or an entry of bad_rows)
+    """One row cannot be used; the others can."""
+
+    def __init__(self, field: str, reason: str, fix: str = "") -> None:
+        super().__init__(reason)
+        self.field = field
+        self.reason = reason
+        self.fix = fix
+
+
+@dataclass(slots=True)
+class RawRow:
+    """A row as it stands in its source."""
+
+    number: int
+    """1-based position among the data rows; header, blank and comment lines do not count."""
+    value: Any = None
+    line: int | None = None
+    """1-based line of the file where it starts; None where rows are not lines."""
+    problem: RowProblem | None = None
+    """Why there is no value."""
+
+
+class Source(Protocol):
+    """Something that rows can be read from, again and again."""
+
+    name: str
+    """For people: a file name, a hub id, ``list``."""
+    path: Path | None
+    """File the rows come from, or None."""
+    rule: str
+    """Name of the text rule (``lines``, ``passages`` ...) for plain text files; else empty."""
+
+    def rows(self) -> Iterator[RawRow]:
+        """The rows from the first on."""
+        ...
+
+    def content_hash(self) -> str | None:
+        """SHA-256 (hex) of the stored bytes; None when only the rows themselves can be hashed."""
+        ...
+
+
+def row_error(source: Source, row: RawRow, problem: RowProblem) -> DataError:
+    """The error for one bad row."""
+    place = f"{source.name} row {row.number}"
+    details: dict[str, Any] = {"file": str(source.path or source.name), "row": row.number, "reason": problem.reason}
+    if row.line is not None:
+        details["line"] = row.line
+        if row.line != row.number:
+            place += f" (line {row.line})"
+    if problem.field:
+        details["field"] = problem.field
+        sentence = f"{place}: field {problem.field!r} {problem.reason}."
+    else:
+        sentence = f"{place}: {problem.reason}."
+    fix = problem.fix or 'mend the row, or pass on_bad_row="skip" to leave out and count such rows'
+    return DataError(sentence, code="bad-row", fix=fix, details=details)
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in words, for error messages."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return f"a boolean ({value})"
+    if isinstance(value, int | float):
+        return f"a number ({value!r:.40})"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list | tuple):
+        return "a list"
+    return f"of type {type(value).__name__}"
+
+
+def clean_text(value: Any, field: str, *, empty: bool = False) -> str:
+    """``value`` if it is text that a tokenizer can take.
+
+    Raises:
+        RowProblem: if it is absent, not text, empty (unless ``empty``), or holds NUL or a lone surrogate.
+    """
+    if not isinstance(value, str):
+        raise RowProblem(field, f"is {kind_of(value)}, not text")
+    if not empty and not value.strip():
+        raise RowProblem(field, "is empty")
+    if "\x00" in value:
+        raise RowProblem(field, "holds a NUL character")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise RowProblem(field, "holds half of a surrogate pair, which is no Unicode text") from None
+    return value

@@ -1,0 +1,432 @@
+"""A session: one set of plugins and settings. There is no global state besides the default session."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tunekit._lazy import load_target
+from tunekit._manager import Hooks
+from tunekit._registry import Entry, PluginRecord, Registry
+from tunekit.errors import (
+    ArtifactError,
+    DataError,
+    MissingDependencyError,
+    OptionsError,
+    PluginError,
+    TunekitError,
+    nearest,
+)
+from tunekit.plan import ComponentRef
+from tunekit.plugins.specs import DatasetSpec, Spec
+from tunekit.settings import Settings
+
+if TYPE_CHECKING:
+    from tunekit.data import Dataset
+    from tunekit.plugins.protocols import LoadedModel, ModelSource
+
+__all__ = ["OBJECT", "MemorySource", "Session", "UnmetRequirement", "default_session"]
+
+OBJECT = "object:"
+"""Prefix of references to things in memory."""
+
+NO_OBJECTS: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnmetRequirement:
+    """A package that a component needs and that is missing or of the wrong version."""
+
+    requirement: str
+    """As the spec states it, such as ``trl>=1.14``."""
+    installed: str | None
+    """The version that is there, or None."""
+
+    def __str__(self) -> str:
+        return f"{self.requirement} ({'not installed' if self.installed is None else f'{self.installed} is installed'})"
+
+
+class Session:
+    """Plugins, settings, and what can be looked up through them.
+
+    Making one is free: plugins are found and loaded on first use, once, and listing them never imports torch.
+
+    Args:
+        plugins: further plugins (modules or objects with hook implementations), asked before installed ones.
+        autoload: load the installed plugins (entry points of the group ``tunekit``).
+        settings: default: read from the environment.
+    """
+
+    def __init__(
+        self, plugins: Sequence[Any] = (), *, autoload: bool = True, settings: Settings | None = None
+    ) -> None:
+        self.settings = Settings.from_env() if settings is None else settings
+        self.hooks = Hooks(plugins, autoload=autoload, settings=self.settings)
+        """The plugins' hooks, behind typed calls."""
+
+    def __repr__(self) -> str:
+        return f"<tunekit session {id(self):#x}>"
+
+    @property
+    def registry(self) -> Registry:
+        """Every component by kind, stage and name."""
+        return self.hooks.registry()
+
+    def plugins(self) -> tuple[PluginRecord, ...]:
+        """Every plugin that was found, with its state and, if it is not loaded, the reason."""
+        return self.registry.plugins()
+
+    def components(self, kind: str | None = None) -> tuple[Entry, ...]:
+        """Every component that can be used, or those of one kind (``trainer``, ``adapter``, ``benchmark`` ...)."""
+        return self.registry.components(kind)
+
+    def spec(self, component: ComponentRef) -> Spec:
+        """The spec behind a component.
+
+        Raises:
+            UnknownNameError: if its plugin is not loaded in this session.
+        """
+        return self.registry.find(component.kind, component.id, component.stage).spec
+
+    # Packages.
+
+    def unmet(self, spec: Spec) -> list[UnmetRequirement]:
+        """Requirements of a spec that the installed packages do not meet. Reads metadata; imports none of them.
+
+        Raises:
+            PluginError: if a requirement cannot be read.
+        """
+        from packaging.requirements import InvalidRequirement, Requirement
+
+        found: list[UnmetRequirement] = []
+        for text in spec.requires:
+            try:
+                requirement = Requirement(text)
+            except InvalidRequirement as error:
+                raise PluginError(
+                    f"The requirement {text!r} of {spec.kind} {spec.name!r} cannot be read: {error}.",
+                    code="bad-requirement",
+                ) from error
+            if requirement.marker is not None and not requirement.marker.evaluate():
+                continue
+            try:
+                version: str | None = importlib.metadata.version(requirement.name)
+            except importlib.metadata.PackageNotFoundError:
+                version = None
+            if version is None or not requirement.specifier.contains(version, prereleases=True):
+                found.append(UnmetRequirement(requirement=text, installed=version))
+        return found
+
+    def install_line(self, spec: Spec, unmet: Sequence[UnmetRequirement] = ()) -> str:
+        """What to type to get the packages that ``spec`` needs; empty if nothing is known to be missing."""
+        if spec.install:
+            return spec.install
+        missing = unmet or self.unmet(spec)
+        return "pip install " + " ".join(f"'{item.requirement}'" for item in missing) if missing else ""
+
+    # Components.
+
+    def load(self, component: ComponentRef) -> Any:
+        """Import a component's target and return it, as it is: a class or a callable.
+
+        Raises:
+            MissingDependencyError: if a package that it needs is missing; ``fix`` is the install line.
+            PluginError: if the plugin itself is at fault.
+        """
+        return self._import(component, component.target, "target")
+
+    def options_model(self, component: ComponentRef) -> type[Any] | None:
+        """The pydantic model of a component's options, or None if it takes none. Raises as :meth:`load` does."""
+        options = self.spec(component).options
+        if options is None:
+            return None
+        model = self._import(component, options, "options model")
+        if not hasattr(model, "model_validate_json"):
+            raise PluginError(
+                f"The options of {component.id} are not a pydantic model.",
+                code="bad-options-model",
+                found=f"{options}: {model!r}",
+            )
+        return model  # type: ignore[no-any-return]
+
+    def parse_options(self, component: ComponentRef, values: Mapping[str, Any]) -> Any:
+        """An instance of a component's options model, or None if it has none.
+
+        ``values`` are JSON types, as a plan holds them; a list stands for a tuple too.
+
+        Raises:
+            OptionsError: if a value does not fit. ``details["errors"]`` lists every one.
+        """
+        from tunekit.plan import canonical_json
+
+        model = self.options_model(component)
+        if model is None:
+            if values:
+                raise OptionsError(f"{component.id} has no options.", code="unknown-option", asked=", ".join(values))
+            return None
+        from pydantic import ValidationError
+
+        try:
+            return model.model_validate_json(canonical_json(values))
+        except ValidationError as error:
+            errors = error.errors(include_url=False, include_context=False)
+            raise OptionsError(
+                f"{len(errors)} option{'s' if len(errors) != 1 else ''} of {component.id} cannot be used.",
+                found="; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in errors),
+                details={"errors": [{"loc": list(e["loc"]), "type": e["type"], "msg": e["msg"]} for e in errors]},
+            ) from error
+
+    def _import(self, component: ComponentRef, target: str, what: str) -> Any:
+        try:
+            return load_target(target)
+        except TunekitError:
+            raise
+        except ImportError as error:
+            raise self._import_error(component, target, error) from error
+        except Exception as error:
+            raise PluginError(
+                f"The {what} of {component.id} {component.version} cannot be imported.",
+                code="bad-target",
+                asked=target,
+                found=f"{type(error).__name__}: {error}",
+                fix=f"update {component.provider}, or report it to its authors",
+            ) from error
+
+    def _import_error(self, component: ComponentRef, target: str, error: ImportError) -> TunekitError:
+        spec = self.spec(component)
+        unmet = self.unmet(spec)
+        own = target.partition(":")[0].partition(".")[0]
+        missing = (error.name or "").partition(".")[0]
+        line = self.install_line(spec, unmet) if unmet or spec.install else ""
+        if not line and isinstance(error, ModuleNotFoundError) and missing and missing != own:
+            line = f"pip install {missing}"
+        if not line or (missing == own and not unmet):
+            return PluginError(
+                f"{component.id} {component.version} cannot be imported.",
+                code="bad-target",
+                asked=target,
+                found=f"{type(error).__name__}: {error}",
+                fix=f"reinstall {component.provider}: pip install --force-reinstall {component.provider}",
+            )
+        return MissingDependencyError(
+            f"{component.id} needs a package that is not there.",
+            asked=", ".join(spec.requires) or missing,
+            found=", ".join(map(str, unmet)) or f"{type(error).__name__}: {error}",
+            fix=line,
+            details={"component": component.id, "unmet": [item.requirement for item in unmet]},
+        )
+
+    # Models.
+
+    def model_component(self, ref: str) -> ComponentRef | None:
+        """The component behind a model's short name (or ``dist/name``), or None if ``ref`` is something else: a path,
+        a hub id, an object.
+
+        Raises:
+            AmbiguousNameError: if several distributions provide the short name.
+        """
+        entry = self.registry.get("model", ref) if _may_be_name(ref) else None
+        return entry.component if entry else None
+
+    def resolve_model(self, ref: str, objects: Mapping[str, Any] = NO_OBJECTS) -> ModelSource:
+        """Find the model behind a reference: a short name, a folder, a GGUF file, a hub id, or an object in memory.
+
+        A short name that a plugin provides wins over a folder of that name; write ``./name`` for the folder.
+        No weights are read.
+
+        Raises:
+            ArtifactError: if nothing knows the reference.
+            MissingDependencyError: if the package behind a short name is missing.
+        """
+        if ref.startswith(OBJECT):
+            return MemorySource(ref, _object(ref, objects))
+        component = self.model_component(ref)
+        if component is not None:
+            source: ModelSource = self.load(component)()
+            return source
+        found = self.hooks.resolve_model(ref)
+        if found is None:
+            raise self._unknown_model(ref)
+        return found
+
+    def _unknown_model(self, ref: str) -> ArtifactError:
+        from pathlib import Path
+
+        names = self.registry.names("model")
+        close = list(nearest(ref, names))
+        path = Path(ref).expanduser()
+        if path.exists():
+            found = f"{path} is there, but no plugin knows how to read it"
+        else:
+            looks_like_path = ref.startswith((".", "/", "~")) or path.suffix or "\\" in ref
+            found = f"no file or folder {path}" if looks_like_path else "no short name, file, folder or hub model of that name"
+            if path.parent.is_dir():
+                close += nearest(path.name, (item.name for item in path.parent.iterdir()))
+        broken = [record for record in self.plugins() if record.state != "loaded"]
+        parts = [found, "known short names: " + (", ".join(names) or "none")]
+        parts += [f"plugin {record.label} is {record.state}: {record.reason}" for record in broken]
+        return ArtifactError(
+            f"There is no model {ref!r}.",
+            code="unknown-model",
+            asked=ref,
+            found="\n         ".join(parts),
+            suggestions=close,
+            fix="pass a model folder, a GGUF file, a hub id or a short name"
+            if self.registry.components("trainer")
+            else "pip install 'tunekit[standard]'",
+        )
+
+    # Data.
+
+    def dataset_component(self, ref: str) -> ComponentRef | None:
+        """The component behind a data set's short name (or ``dist/name``), or None."""
+        entry = self.registry.get("dataset", ref) if _may_be_name(ref) else None
+        return entry.component if entry else None
+
+    def resolve_dataset(
+        self,
+        ref: Any,
+        accepts: Sequence[str] = (),
+        limit: int | None = None,
+        format: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        on_bad_row: str = "error",
+        objects: Mapping[str, Any] = NO_OBJECTS,
+    ) -> Dataset:
+        """Open a data set: a short name, a path, a list of rows, or an object in memory.
+
+        Args:
+            ref: what the user passed, or an ``object:`` reference.
+            accepts: canonical row shapes that the step can use, in order of preference; empty: any.
+            limit: use the first rows only.
+            format: data format, when detection should not decide.
+            columns: canonical field to column name.
+            on_bad_row: ``error`` or ``skip``.
+            objects: things in memory by reference.
+
+        Raises:
+            DataError: if it cannot be found or does not fit, naming file, row and field.
+        """
+        from tunekit import data
+
+        if isinstance(ref, str) and ref.startswith(OBJECT):
+            ref = _object(ref, objects)
+        component = self.dataset_component(ref) if isinstance(ref, str) else None
+        if component is not None:
+            spec = self.spec(component)
+            assert isinstance(spec, DatasetSpec)
+            return data.from_rows(
+                self.load(component),
+                schema=spec.schema,
+                name=component.id,
+                accepts=tuple(accepts),
+                limit=limit,
+            )
+        found = self.hooks.resolve_dataset(ref)
+        if found is not None:
+            return found
+        return data.load_dataset(
+            ref,
+            accepts=tuple(accepts),
+            limit=limit,
+            format=format,
+            columns=dict(columns) if columns is not None else None,
+            on_bad_row=on_bad_row,
+        )
+
+
+def _may_be_name(ref: str) -> bool:
+    return re.fullmatch(r"([A-Za-z0-9][\w.-]*/)?[a-z0-9][a-z0-9._-]*", ref) is not None
+
+
+def _object(ref: str, objects: Mapping[str, Any]) -> Any:
+    try:
+        return objects[ref]
+    except KeyError:
+        raise DataError(
+            "The plan refers to an object in memory that is not here.",
+            code="lost-object",
+            asked=ref,
+            fix="plans with objects in memory run from the pipeline that was given them; pass a path to store the plan",
+        ) from None
+
+
+class MemorySource:
+    """A model that the caller has in memory: ``(model, tokenizer)``, or something with these two attributes.
+
+    Loading gives a copy: training never changes the caller's model.
+    """
+
+    kind = "memory"
+
+    def __init__(self, ref: str, value: Any) -> None:
+        self.ref = ref
+        if isinstance(value, tuple | list):
+            parts = (*value, None, None)
+            self._model, self._tokenizer = parts[0], parts[1]
+        elif hasattr(value, "model") and hasattr(value, "tokenizer"):
+            self._model, self._tokenizer = value.model, value.tokenizer
+        else:
+            self._model, self._tokenizer = value, None
+
+    def describe(self) -> str:
+        """Class of the model."""
+        return f"{type(self._model).__name__} in memory"
+
+    def problems(self) -> Sequence[str]:
+        """What would make loading fail."""
+        found: list[str] = []
+        if not callable(getattr(self._model, "state_dict", None)):
+            found.append(f"a {type(self._model).__name__} is no torch model; pass model=(model, tokenizer)")
+        elif not callable(getattr(self._model, "save_pretrained", None)):
+            found.append(f"{type(self._model).__name__} is no transformers model: it has no save_pretrained")
+        if self._tokenizer is None:
+            found.append("the model in memory has no tokenizer; pass model=(model, tokenizer)")
+        return tuple(found)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over names, types, shapes and bytes of the weights."""
+        import hashlib
+
+        import torch
+
+        total = hashlib.sha256()
+        for name, tensor in sorted(self._model.state_dict().items()):
+            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+            plain = tensor.detach().cpu().contiguous().reshape(-1)
+            if plain.numel():
+                total.update(memoryview(plain.view(torch.uint8).numpy()))
+        return total.hexdigest()
+
+    def load(self) -> LoadedModel:
+        """A copy of the model, in evaluation mode, with a copy of the tokenizer.
+
+        Raises:
+            ArtifactError: if it is no model or has no tokenizer.
+        """
+        import copy
+
+        from tunekit.plugins.protocols import LoadedModel
+
+        problems = self.problems()
+        if problems:
+            raise ArtifactError(f"The model in memory cannot be used: {problems[0]}.", code="bad-model")
+        return LoadedModel(model=copy.deepcopy(self._model).eval(), tokenizer=copy.deepcopy(self._tokenizer))
+
+
+_default: Session | None = None
+_default_lock = threading.Lock()
+
+
+def default_session() -> Session:
+    """The session used when none is named: the installed plugins and the environment's settings. Made on first use."""
+    global _default
+    if _default is None:
+        with _default_lock:
+            if _default is None:
+                _default = Session()
+    return _default
