@@ -163,7 +163,7 @@ class Hooks:
         self._loaded, self._records = [], []
 
         # pluggy calls the newest plugin first, so tunekit's own comes last and what the caller hands in comes first.
-        self._admit(CORE, "tunekit", _own_version(), lambda: importlib.import_module(CORE))
+        self._admit("tunekit", "tunekit", _own_version(), lambda: importlib.import_module(CORE))
         inline = {id(plugin) for plugin in self._plugins}
         points = _entry_points() if self._autoload or any(inspect.ismodule(p) for p in self._plugins) else []
         if self._autoload:
@@ -209,13 +209,14 @@ class Hooks:
                 raise _Refused(f"api_version is {stated!r}, not a whole number")
             record = replace(record, api_version=stated)
             if stated not in SUPPORTED_API_VERSIONS:
-                wanted = "a newer tunekit" if stated > max(SUPPORTED_API_VERSIONS) else "an older tunekit"
+                age = "a newer" if stated > max(SUPPORTED_API_VERSIONS) else "an older"
+                speaks = ", ".join(map(str, SUPPORTED_API_VERSIONS))
                 self._records.append(
                     replace(
                         record,
                         state="incompatible",
-                        reason=f"it is written for plugin API {stated}, this tunekit speaks "
-                        f"{', '.join(map(str, SUPPORTED_API_VERSIONS))}; it needs {wanted} or another release of itself",
+                        reason=f"it is written for plugin API {stated}, this tunekit speaks {speaks}; "
+                        f"it needs {age} tunekit or another release of itself",
                     )
                 )
                 return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -31,6 +31,7 @@ __all__ = [
     "StepPlan",
     "canonical_json",
     "digest",
+    "free_name",
     "freeze",
     "thaw",
 ]
@@ -127,6 +128,16 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any) -> str:
     """SHA-256 (hex) of :func:`canonical_json`."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def free_name(kind: str, taken: Collection[str]) -> str:
+    """Name of the next step of a kind that was not named: ``sft``, then ``sft-2``, ``sft-3`` ..."""
+    base = kind.rpartition("/")[2]
+    name, count = base, 1
+    while name in taken:
+        count += 1
+        name = f"{base}-{count}"
+    return name
 
 
 @dataclass(frozen=True)
@@ -293,14 +304,15 @@ class ResolvedStep:
     adapter: ResolvedAdapter | None
     trains: str
     """``full``, the adapter's label, or ``-``."""
-    data: str | None
-    """Data reference, an embedded data set's name (``tunekit/...``), or None."""
+    data: Any
+    """Data reference, an embedded data set's name (``tunekit/...``), rows written into the plan, or None."""
     embedded: tuple[str, ...] = ()
     """Which embedded defaults the step uses: ``model``, ``data``."""
     benchmarks: tuple[ComponentRef, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", freeze(self.options))
+        object.__setattr__(self, "data", freeze(self.data))
 
     @property
     def folder(self) -> str:
@@ -356,7 +368,7 @@ class ResolvedPlan:
                         if step.adapter
                         else None
                     ),
-                    "data": step.data,
+                    "data": thaw(step.data),
                     "embedded": list(step.embedded),
                     "benchmarks": [{"id": b.id, "version": b.version} for b in step.benchmarks],
                     "options": thaw(step.options),

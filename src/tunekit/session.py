@@ -263,7 +263,7 @@ class Session:
             found = f"{path} is there, but no plugin knows how to read it"
         else:
             looks_like_path = ref.startswith((".", "/", "~")) or path.suffix or "\\" in ref
-            found = f"no file or folder {path}" if looks_like_path else "no short name, file, folder or hub model of that name"
+            found = f"no file or folder {path}" if looks_like_path else "no short name, file or folder of that name"
             if path.parent.is_dir():
                 close += nearest(path.name, (item.name for item in path.parent.iterdir()))
         broken = [record for record in self.plugins() if record.state != "loaded"]
