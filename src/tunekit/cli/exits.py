@@ -39,9 +39,12 @@ class ExitCode(IntEnum):
     """Cancelled by SIGTERM. The next run in the same work folder continues."""
 
 
-HELP = """Exit codes: 0 done; 1 the plan has errors, nothing was run (or doctor found a known-bad installation);
-2 wrong usage; 3 a step failed; 4 data, model or work folder cannot be used; 5 the work folder is in use by another run;
-70 a bug in tunekit; 130 cancelled by Ctrl-C; 143 cancelled by SIGTERM."""
+HELP = (
+    "Exit codes: 0 done; 1 the plan has errors and nothing was run, or doctor found a known-bad installation; "
+    "2 wrong usage; 3 a step failed; 4 data, a model or the work folder cannot be used; "
+    "5 another run holds the work folder; 70 a bug in tunekit; 130 cancelled by Ctrl-C; 143 cancelled by SIGTERM."
+)
+"""The exit codes for ``--help``."""
 
 
 def exit_code(error: BaseException, *, running: bool = False) -> ExitCode:

@@ -155,25 +155,27 @@ def plugins_view(records: Sequence[PluginRecord], entries: Sequence[Entry]) -> R
     states = {"loaded": "green", "broken": "red", "incompatible": "yellow", "disabled": "dim"}
     plugins = Table(title="Plugins", title_justify="left", expand=False)
     for column in ("plugin", "provider", "version", "api", "state"):
-        plugins.add_column(column, no_wrap=column != "provider")
-    plugins.add_column("why", overflow="fold")
+        plugins.add_column(column, overflow="fold")
+    remarks: list[RenderableType] = []
     for record in records:
-        why = "; ".join([record.reason, *record.problems] if record.reason else record.problems)
+        style = states.get(record.state, "")
         plugins.add_row(
             Text(record.name, style="bold"),
             Text(record.provider),
             Text(record.version or "-"),
             "-" if record.api_version is None else str(record.api_version),
-            Text(record.state, style=states.get(record.state, "")),
-            Text(why),
+            Text(record.state, style=style),
         )
+        if record.reason:
+            remarks.append(Text.assemble((record.label, "bold"), " is ", (record.state, style), f": {record.reason}"))
+        remarks += [Text.assemble((record.label, "bold"), f": {problem}") for problem in record.problems]
     offers: dict[tuple[str, str, str], int] = {}
     for entry in entries:
         key = (entry.component.kind, entry.component.stage, entry.component.name)
         offers[key] = offers.get(key, 0) + 1
     components = Table(title="Components", title_justify="left", expand=False)
     for column in ("kind", "name", "provider", "version"):
-        components.add_column(column, no_wrap=True)
+        components.add_column(column, overflow="fold")
     components.add_column("what", overflow="fold")
     for entry in entries:
         component = entry.component
@@ -187,7 +189,7 @@ def plugins_view(records: Sequence[PluginRecord], entries: Sequence[Entry]) -> R
             Text(component.version or "-"),
             summary,
         )
-    return Group(plugins, components) if entries else plugins
+    return Group(plugins, *remarks, components) if entries else Group(plugins, *remarks)
 
 
 def _step_data(step: StepResult) -> dict[str, Any]:

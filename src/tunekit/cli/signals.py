@@ -45,7 +45,9 @@ def cancel_on_signals(token: CancelToken, say: Callable[[str], None]) -> Iterato
         for each in _SIGNALS:
             # the default action works even while native code runs, where a Python handler would have to wait
             signal.signal(each, signal.SIG_DFL)
-        text = f"{name}: stopping after the current step of work, with a checkpoint to continue from. Again to quit at once."
+        text = (
+            f"{name}: stopping as soon as a checkpoint is written; the same command continues later. Again: quit now."
+        )
         # whoever is interrupted may hold the console's lock
         threading.Thread(target=say, args=(text,), daemon=True).start()
 

@@ -1,0 +1,283 @@
+"""The commands. Heavy modules are imported inside them, so that ``tunekit --help`` is quick."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from tunekit.cli.exits import HELP, ExitCode, exit_code
+from tunekit.errors import RunCancelled, TunekitError, nearest
+
+if TYPE_CHECKING:
+    from tunekit.cli.signals import Stopped
+    from tunekit.events import Event
+    from tunekit.pipeline import Pipeline
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="tunekit",
+    help="The whole life of a language model as one pipeline: pretraining, fine-tuning, alignment, quantization, scores.",
+    epilog=HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="Plan file, YAML or JSON.", show_default=False)]
+Workdir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the run. A run in the same folder again continues there.", show_default=False),
+]
+Seed = Annotated[
+    int | None, typer.Option(help="Seed of the run; default: the plan's, else 0.", min=0, show_default=False)
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse embedded defaults.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output; all else on standard error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log.")]
+
+
+class ExplainFormat(StrEnum):
+    """How ``explain`` writes."""
+
+    text = "text"
+    tree = "tree"
+    json = "json"
+
+
+class _Command:
+    """One invocation: its consoles, and how far the run is."""
+
+    def __init__(self, *, json: bool = False, debug: bool = False) -> None:
+        self.json = json
+        self.debug = debug
+        self.out = Console(stderr=json)
+        self.err = Console(stderr=True)
+        self.running = False
+        self.stopped: Stopped | None = None
+        if debug:
+            logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+            logging.getLogger("tunekit").setLevel(logging.DEBUG)
+
+    def watch(self, event: Event) -> None:
+        """Note that a step has begun."""
+        self.running = self.running or type(event).__name__ == "StepStarted"
+
+    def fail(self, error: BaseException, code: ExitCode) -> NoReturn:
+        """Show an error and end."""
+        from tunekit.cli import render
+
+        if self.debug:
+            inner = error.details.get("traceback") if isinstance(error, TunekitError) else None
+            self.err.print(inner or "".join(traceback.format_exception(error)), markup=False, highlight=False)
+        if isinstance(error, TunekitError):
+            self.err.print(render.error_view(error, self.err), highlight=False)
+        elif not isinstance(error, KeyboardInterrupt):
+            text = f"tunekit failed unexpectedly: {type(error).__name__}: {error}"
+            hint = "" if self.debug else "\nThis is a bug. Run again with --debug and report what it shows."
+            self.err.print(text + hint, style="red", markup=False, highlight=False)
+        if self.json:
+            render.write_json(render.error_data(error, code))
+        raise typer.Exit(int(code))
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn errors of the block into messages and exit codes."""
+        try:
+            yield
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except (RunCancelled, KeyboardInterrupt) as error:
+            self.fail(error, self.stopped.code if self.stopped else ExitCode.INTERRUPTED)
+        except Exception as error:  # noqa: BLE001  (the last line of defence: a message in place of a traceback)
+            self.fail(error, exit_code(error, running=self.running))
+
+
+def _read_plan(path: Path) -> Pipeline:
+    """The pipeline of a plan file.
+
+    Raises:
+        typer.BadParameter: if there is no such file; names the nearest ones.
+    """
+    from tunekit.pipeline import Pipeline
+
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path()
+        plans = [file for suffix in ("yaml", "yml", "json") for file in sorted(folder.glob(f"*.{suffix}"))]
+        close = nearest(path.name, [file.name for file in plans]) or tuple(file.name for file in plans[:3])
+        hint = f" Did you mean {' or '.join(str(folder / name) for name in close)}?" if close else ""
+        kind = "is a folder, not a plan file" if path.is_dir() else "does not exist"
+        raise typer.BadParameter(f"{path} {kind}.{hint}", param_hint="PLAN")
+    return Pipeline.from_yaml(path)
+
+
+def _run(
+    command: _Command, pipeline: Pipeline, workdir: Path | None, *, seed: int | None, strict: bool, quiet: bool
+) -> None:
+    from tunekit.cancel import CancelToken
+    from tunekit.cli import render
+    from tunekit.cli.signals import cancel_on_signals
+    from tunekit.display import progress, summary_table
+
+    token = CancelToken()
+
+    def say(text: str) -> None:
+        command.err.print(text, style="yellow", highlight=False)
+        # a second signal ends the process at once, and must not leave the terminal without a cursor
+        command.err.show_cursor(True)
+
+    with (
+        render.only_json_on_stdout(command.json),
+        progress(command.err, quiet=quiet) as show,
+        cancel_on_signals(token, say) as command.stopped,
+    ):
+
+        def on_event(event: Event) -> None:
+            command.watch(event)
+            show(event)
+
+        result = pipeline.run(workdir=workdir, seed=seed, strict=strict, on_event=on_event, cancel=token)
+    if command.json:
+        render.write_json(render.result_data(result))
+    else:
+        command.out.print(summary_table(result))
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        typer.echo(f"tunekit {version('tunekit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+@app.command(epilog=HELP)
+def demo(
+    workdir: Workdir = Path("runs/demo"),
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run the whole line on a small model and embedded data: no files, no network, a few minutes."""
+    command = _Command(json=json, debug=debug)
+    with command.errors():
+        from tunekit.pipeline import Pipeline
+
+        line = Pipeline().pretrain().sft().align(method="dpo").lora(r=8).quantize("int4").evaluate(["mmlu", "gsm8k"])
+        if not quiet:
+            command.err.print(
+                'Pipeline().pretrain().sft().align(method="dpo").lora(r=8).quantize("int4")'
+                '.evaluate(["mmlu", "gsm8k"]).run()\n',
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+            command.err.print(line.explain(), markup=False, highlight=False, soft_wrap=True)
+        _run(command, line, workdir, seed=None, strict=False, quiet=quiet)
+
+
+@app.command(epilog=HELP)
+def run(
+    plan: PlanFile,
+    workdir: Workdir = None,
+    seed: Seed = None,
+    strict: Strict = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run a plan file. Finished steps of an earlier run in the same folder are reused, an unfinished one continues."""
+    command = _Command(json=json, debug=debug)
+    with command.errors():
+        pipeline = _read_plan(plan)
+        _run(command, pipeline, workdir or Path("runs") / plan.stem, seed=seed, strict=strict, quiet=quiet)
+
+
+@app.command(epilog=HELP)
+def explain(
+    plan: PlanFile,
+    format: Annotated[ExplainFormat, typer.Option(help="How to write it.")] = ExplainFormat.text,
+    debug: Debug = False,
+) -> None:
+    """Say what a plan means: per step its input, how it trains, its component and version, every option."""
+    command = _Command(debug=debug)
+    with command.errors():
+        typer.echo(_read_plan(plan).explain(format=format.value))
+
+
+@app.command(epilog=HELP)
+def check(plan: PlanFile, strict: Strict = False, json: Json = False, debug: Debug = False) -> None:
+    """Find everything that is wrong with a plan, at once, without loading a model. Exit code 1 if there are errors."""
+    command = _Command(json=json, debug=debug)
+    with command.errors():
+        from dataclasses import asdict
+
+        from tunekit.cli import render
+
+        findings = _read_plan(plan).check(strict=strict)
+        errors = sum(finding.level == "error" for finding in findings)
+        code = ExitCode.PLAN if errors else ExitCode.OK
+        if json:
+            render.write_json(
+                {
+                    "ok": not errors,
+                    "exit_code": int(code),
+                    "errors": errors,
+                    "findings": [asdict(finding) for finding in findings],
+                }
+            )
+        else:
+            command.out.print(render.findings_view(findings), highlight=False)
+        raise typer.Exit(int(code))
+
+
+@app.command(epilog=HELP)
+def plugins(json: Json = False, debug: Debug = False) -> None:
+    """List the installed plugins, what they offer, and why one is not loaded."""
+    command = _Command(json=json, debug=debug)
+    with command.errors():
+        from tunekit.cli import render
+        from tunekit.session import default_session
+
+        session = default_session()
+        records, entries = session.plugins(), session.components()
+        if json:
+            render.write_json(render.plugins_data(records, entries))
+        else:
+            command.out.print(render.plugins_view(records, entries), highlight=False)
+
+
+@app.command(epilog=HELP)
+def doctor(json: Json = False, debug: Debug = False) -> None:
+    """Look at versions, devices and known-bad combinations. Exit code 1 if something is known not to work."""
+    command = _Command(json=json, debug=debug)
+    with command.errors():
+        from tunekit.cli import render
+        from tunekit.cli.doctor import doctor_data, doctor_view
+
+        with render.only_json_on_stdout(json):
+            data = doctor_data()
+        if json:
+            render.write_json(data)
+        else:
+            command.out.print(doctor_view(data), highlight=False)
+        raise typer.Exit(int(data["exit_code"]))
