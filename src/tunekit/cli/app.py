@@ -26,7 +26,7 @@ __all__ = ["app"]
 
 app = typer.Typer(
     name="tunekit",
-    help="The whole life of a language model as one pipeline: pretraining, fine-tuning, alignment, quantization, scores.",
+    help="The whole life of a language model as one pipeline: pretraining, tuning, alignment, quantization, scores.",
     epilog=HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -97,7 +97,7 @@ RULES = (
     _Rule(
         when=("trl>=1.15,<1.16",),
         cpu_only=True,
-        why="trl 1.15 needs Triton: SFT, DPO, KTO, GRPO and RLOO stop at \"'NoneType' object has no attribute 'apply'\"",
+        why="trl 1.15 needs Triton: SFT, DPO, KTO, GRPO, RLOO stop at \"'NoneType' object has no attribute 'apply'\"",
         fix="pip install 'trl>=1.16,<1.17'",
     ),
     _Rule(
