@@ -1,8 +1,12 @@
 """Canonical rows out of files, lists and data sets.
 
-``load_dataset(ref, accepts=("prompt_completion",))`` opens a data set, ``Dataset.rows()`` gives its checked rows. The row
-shapes are in :mod:`tunekit.data.schemas`, the known formats in :mod:`tunekit.data.formats`. Text fields are strings or
-message lists; :func:`as_messages`, :func:`to_text` and :func:`plain_pair` turn one into the other.
+``load_dataset(ref, accepts=("prompt_completion",))`` opens a data set, ``Dataset.rows()`` gives its checked rows. The
+row shapes are in :mod:`tunekit.data.schemas`, the known formats in :mod:`tunekit.data.formats`. Text fields are strings
+or message lists; :func:`as_messages`, :func:`to_text` and :func:`plain_pair` turn one into the other.
+
+Formats that name a question and an answer (Alpaca, question/answer, ShareGPT, OpenAI ...) give message lists, which a
+trainer renders through the model's chat template, or through :func:`plain_pair` if the model has none. Columns called
+``prompt``, ``completion``, ``chosen`` and ``rejected`` are kept as they are: strings there are continued as raw text.
 """
 
 from __future__ import annotations

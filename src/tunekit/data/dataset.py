@@ -91,7 +91,7 @@ class Dataset:
             except RowProblem as problem:
                 if self.on_bad_row != "skip":
                     raise row_error(self._raw, raw, problem) from None
-                bad.append((raw.number, f"field {problem.field!r} {problem.reason}" if problem.field else problem.reason))
+                bad.append((raw.number, problem.text()))
                 continue
             given += 1
             yield row
@@ -116,7 +116,9 @@ class Dataset:
         if bad:
             found = f"row {bad[0][0]}: {bad[0][1]}"
             return DataError(
-                f"{self.name}: all {len(bad)} rows are bad.", code="empty-dataset", found=found,
+                f"{self.name}: all {len(bad)} rows are bad.",
+                code="empty-dataset",
+                found=found,
                 details={"file": str(self.source or self.name), "bad_rows": len(bad)},
             )
         return empty_error(self._raw)
@@ -252,5 +254,7 @@ def canonical_converter(
 def empty_error(raw: Source) -> DataError:
     """The error for a source without rows."""
     return DataError(
-        f"{raw.name} holds no rows.", code="empty-dataset", details={"file": str(raw.path or raw.name), "reason": "no rows"}
+        f"{raw.name} holds no rows.",
+        code="empty-dataset",
+        details={"file": str(raw.path or raw.name), "reason": "no rows"},
     )

@@ -95,7 +95,7 @@ def lines(path: Path) -> Iterator[tuple[int, str | RowProblem]]:
             if raw.endswith(b"\n"):
                 raw = raw[:-2] if raw.endswith(b"\r\n") else raw[:-1]
             if b"\x00" in raw:
-                yield number, RowProblem("", f"NUL byte at byte {raw.index(0) + 1} of the line; the file may be damaged")
+                yield number, RowProblem("", f"NUL at byte {raw.index(0) + 1} of the line; the file may be damaged")
                 continue
             try:
                 text = raw.decode()
@@ -105,7 +105,7 @@ def lines(path: Path) -> Iterator[tuple[int, str | RowProblem]]:
             yield number, text
 
 
-_ENCODING_FIX = "save the file as UTF-8 (iconv -f ENCODING -t UTF-8), or pass on_bad_row=\"skip\""
+_ENCODING_FIX = 'save the file as UTF-8 (iconv -f ENCODING -t UTF-8), or pass on_bad_row="skip"'
 
 
 def _not_utf8(raw: bytes, error: UnicodeDecodeError, base: int = 0) -> str:

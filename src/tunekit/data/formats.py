@@ -236,7 +236,7 @@ def _pairs() -> list[Format]:
             columns=(question, answer),
             optional=("system", "input") if question == "instruction" else ("system",),
             convert=_turns(question, answer),
-            without=_JUDGED,
+            without=_JUDGED if question == "instruction" else (*_JUDGED, "instruction"),
             summary=f"{question} as the user's turn, {answer} as the assistant's",
         )
         for name, question, answer in names
@@ -396,7 +396,10 @@ def unsupported(columns: Sequence[str], sample: Row) -> str:
     """What data of no known format seem to be, as a sentence; empty if there is nothing to say."""
     there = set(columns)
     if "replies" in there and "text" in there:
-        return "This looks like message trees with nested replies, which are not read as they are: write one row per pair of answers."
+        return (
+            "This looks like message trees with nested replies, which are not read as they are: "
+            "write one row per pair of answers."
+        )
     if "output" in there and isinstance(sample.get("output"), list):
         return (
             "This looks like ranked answers (output is a list, best first), which are not read as they are: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import itertools
 import re
@@ -56,11 +57,7 @@ def load_dataset(
             f"{ref.name} is already an opened data set.", code="no-dataset", fix="pass what it was opened from"
         )
     positions = bool(columns) and all(str(column).isdigit() for column in (columns or {}).values())
-    source: Source
-    if isinstance(ref, str | Path):
-        source = _open_ref(ref, format, positions)
-    else:
-        source = object_source(ref)
+    source = _open_ref(ref, format, positions) if isinstance(ref, str | Path) else object_source(ref)
     head = _head(source)
     form, renamed = _format_of(source, head, accepts, format, dict(columns or {}))
     schema, change = _shape(source, form, tuple(accepts))
@@ -172,7 +169,8 @@ def _open_ref(ref: str | Path, format: str | None, positions: bool) -> Source:
             return _hub_source(ref)
         raise _missing(path, text)
     if path.is_dir():
-        files = sorted(item.name for item in path.iterdir() if item.is_file() and item.suffix.lower() in (*SUFFIXES, ".gz"))
+        known = (*SUFFIXES, ".gz")
+        files = sorted(item.name for item in path.iterdir() if item.is_file() and item.suffix.lower() in known)
         raise DataError(
             f"{text} is a folder, not a data file.",
             code="folder",
@@ -191,7 +189,9 @@ def _open_ref(ref: str | Path, format: str | None, positions: bool) -> Source:
         )
     if path.suffix.lower() == ".gz" and kind == "parquet":
         raise DataError(
-            f"{path.name}: Parquet files are compressed inside.", code="unknown-file-type", fix="gunzip the file",
+            f"{path.name}: Parquet files are compressed inside.",
+            code="unknown-file-type",
+            fix="gunzip the file",
             details={"file": text},
         )
     if format in TEXT_RULES and kind != "txt":
@@ -237,7 +237,8 @@ def _hub_source(ref: str) -> Source:
         ) from error
     try:
         data = datasets.load_dataset(name, config or None, split="train")
-    except Exception as error:  # noqa: BLE001  (the hub client raises many kinds; each means that the data are not there)
+    except Exception as error:
+        # The hub client raises many kinds; each means that the data are not there.
         raise DataError(
             f"There is no file {ref}, and the data set {name} could not be read from the hub.",
             code="hub",
@@ -337,6 +338,7 @@ def _wanted(source: Source, names: list[str], wanted: str, columns: dict[str, st
 def _unknown(source: Source, names: list[str], sample: dict[str, Any], accepts: Sequence[str]) -> DataError:
     wanted = [name for name in accepts if name in SHAPES] or list(SHAPES)
     guess = unsupported(names, sample)
+    fitting = [form for form in FORMATS if conversion(form.schema, tuple(wanted))]
     first = SCHEMAS[wanted[0]]
     example = ", ".join(f"{field!r}: {(nearest(field, names) or ('...',))[0]!r}" for field in first)
     if "without a header" in guess:
@@ -346,8 +348,8 @@ def _unknown(source: Source, names: list[str], sample: dict[str, Any], accepts: 
         code="unknown-columns",
         found=f"columns {_listed(names)}",
         asked="rows of " + " or ".join(SHAPES[name] for name in wanted),
-        suggestions=_close_formats(names),
-        fix=f"pass columns={{{example}}}, or format= one of {', '.join(FORMAT_NAMES)}",
+        suggestions=() if guess else _close_formats(names),
+        fix=f"pass columns={{{example}}}, or format= one of {', '.join(form.name for form in fitting)}",
         details={"file": str(source.path or source.name), "columns": names, "accepts": list(accepts)},
     )
 
@@ -355,9 +357,9 @@ def _unknown(source: Source, names: list[str], sample: dict[str, Any], accepts: 
 def _close_formats(names: Sequence[str]) -> tuple[str, ...]:
     """Formats all of whose columns are there up to spelling, as ``alpaca (instruction, output)``."""
     close: list[str] = []
+    lowered = [name.lower() for name in names]
     for form in FORMATS:
-        matches = [nearest(column, names, limit=1) for column in form.columns]
-        if all(matches):
+        if all(difflib.get_close_matches(column, lowered, n=1, cutoff=0.8) for column in form.columns):
             close.append(f"{form.name} ({', '.join(form.columns)})")
     return tuple(close[:3])
 
@@ -391,7 +393,7 @@ def _shape(
         return found
     hint = f"use data of the shape {SHAPES.get(accepts[0], accepts[0])}"
     if form.schema in ("preference", "feedback") and {"prompt_completion", "conversation"} & set(accepts):
-        hint += '; to train on some of the answers only, select them and pass rows with prompt and completion'
+        hint += "; to train on some of the answers only, select them and pass rows with prompt and completion"
     raise DataError(
         f"{source.name} holds {form.schema} rows ({form.name}), which this step does not take.",
         code="wrong-shape",

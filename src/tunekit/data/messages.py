@@ -28,6 +28,7 @@ _ROLES = {
     "tool": "tool",
     "user": "user",
 }
+_BODIES = ("text", "value", "reasoning", "thinking")
 _TITLES = {"assistant": "Assistant", "developer": "System", "system": "System", "tool": "Tool", "user": "User"}
 
 
@@ -158,7 +159,7 @@ def _parts(parts: list[Any], field: str) -> tuple[str, dict[str, Any]]:
         if not isinstance(part, Mapping):
             raise RowProblem(field, f"has a content part that is {kind_of(part)}")
         kind = part.get("type")
-        body = next((part[key] for key in ("text", "value", "reasoning", "thinking") if part.get(key) is not None), None)
+        body = next((part[key] for key in _BODIES if part.get(key) is not None), None)
         if kind == "text":
             texts.append(clean_text(body, field, empty=True))
         elif kind in ("reasoning", "thinking"):
@@ -166,7 +167,7 @@ def _parts(parts: list[Any], field: str) -> tuple[str, dict[str, Any]]:
         elif kind == "tool_call":
             calls += _calls(body, field)
         else:
-            raise RowProblem(field, f"has a content part of type {kind!r}; only text, reasoning and tool_call are known")
+            raise RowProblem(field, f"has a content part of type {kind!r}; known are text, reasoning and tool_call")
     extra: dict[str, Any] = {}
     if thoughts:
         extra["reasoning_content"] = "\n".join(thoughts)
@@ -202,7 +203,7 @@ def _calls(value: Any, field: str) -> list[dict[str, Any]]:
 
 
 def normalize_tools(value: Any, field: str = "tools") -> list[dict[str, Any]] | None:
-    """Tool schemas as ``[{"type": "function", "function": {...}}]``, out of a list or its JSON text; None if there are none.
+    """Tool schemas as ``[{"type": "function", "function": {...}}]``, out of a list or its JSON text; None if none.
 
     Raises:
         RowProblem: if they are something else.

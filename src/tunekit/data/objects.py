@@ -119,7 +119,9 @@ def object_source(value: Any) -> MemorySource:
     if library == "datasets" and kind.endswith("DatasetDict"):
         splits = ", ".join(map(str, value))
         raise DataError(
-            f"A {kind} holds several data sets.", code="dataset-splits", found=f"splits {splits}",
+            f"A {kind} holds several data sets.",
+            code="dataset-splits",
+            found=f"splits {splits}",
             fix='pass one of them, such as data["train"]',
         )
     if isinstance(value, list | tuple):

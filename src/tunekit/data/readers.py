@@ -45,9 +45,9 @@ TEXT_RULES = {
 }
 """How a plain text file is cut into rows.
 
-Detection looks at the first megabyte: a ``<|endoftext|>`` mark means ``separated``; no blank line and an average line of
-200 characters or more means ``lines`` (one article per line); everything else, such as a play or a book, is cut into
-``passages`` that keep their line breaks. ``format="document"`` makes the whole file one row.
+Detection looks at the first megabyte: a ``<|endoftext|>`` mark means ``separated``; no blank line and an average
+line of 200 characters or more means ``lines`` (one article per line); everything else, such as a play or a book, is
+cut into ``passages`` that keep their line breaks. ``format="document"`` makes the whole file one row.
 """
 
 _HEAD = 1 << 20
@@ -307,7 +307,7 @@ def _csv_rows(path: Path, header: bool) -> Iterator[RawRow]:
             state["line"] = at
             if isinstance(line, RowProblem):
                 # Inside a quoted field the rest of the file cannot be told apart any more: no row can be skipped.
-                raise data_error(path, f"line {at}: {line.reason}", code="encoding", fix="save the file as UTF-8", line=at)
+                raise data_error(path, f"line {at}: {line.reason}", code="encoding", fix=line.fix, line=at)
             yield line + "\n"
 
     yield from _table_rows(path, _csv_records(path, feed(), state), header)
@@ -443,9 +443,7 @@ def _text_rule(path: Path) -> str:
 
 
 def _text_rows(path: Path, rule: str) -> Iterator[RawRow]:
-    number = 0
-    for at, piece in _pieces(path, rule):
-        number += 1
+    for number, (at, piece) in enumerate(_pieces(path, rule), 1):
         if isinstance(piece, RowProblem):
             yield RawRow(number, line=at, problem=piece)
         else:

@@ -12,14 +12,18 @@ from tunekit.errors import DataError
 __all__ = ["RawRow", "RowProblem", "Source", "clean_text", "kind_of", "row_error"]
 
 
-class RowProblem(Exception):  # noqa: N818  (never leaves the package: it becomes a DataError or an entry of bad_rows)
-    """One row cannot be used; the others can."""
+class RowProblem(Exception):
+    """One row cannot be used; the others can. It becomes a DataError or an entry of ``bad_rows``."""
 
     def __init__(self, field: str, reason: str, fix: str = "") -> None:
         super().__init__(reason)
         self.field = field
         self.reason = reason
         self.fix = fix
+
+    def text(self) -> str:
+        """Field and reason in words."""
+        return f"field {self.field!r} {self.reason}" if self.field else self.reason
 
 
 @dataclass(slots=True)
@@ -64,9 +68,7 @@ def row_error(source: Source, row: RawRow, problem: RowProblem) -> DataError:
             place += f" (line {row.line})"
     if problem.field:
         details["field"] = problem.field
-        sentence = f"{place}: field {problem.field!r} {problem.reason}."
-    else:
-        sentence = f"{place}: {problem.reason}."
+    sentence = f"{place}: {problem.text()}."
     fix = problem.fix or 'mend the row, or pass on_bad_row="skip" to leave out and count such rows'
     return DataError(sentence, code="bad-row", fix=fix, details=details)
 

@@ -1,0 +1,35 @@
+"""What tunekit itself provides as a plugin."""
+
+from __future__ import annotations
+
+from tunekit.plugins import DatasetSpec, hookimpl
+
+api_version = 1
+
+
+@hookimpl
+def tunekit_datasets() -> list[DatasetSpec]:
+    """The embedded data sets: defaults of training steps that name no data."""
+    return [
+        DatasetSpec(
+            name="stdlib-text",
+            schema="text",
+            target="tunekit._embedded.stdlib:text_rows",
+            summary="language topics and docstrings of the Python standard library",
+            license="PSF-2.0",
+        ),
+        DatasetSpec(
+            name="stdlib-instructions",
+            schema="prompt_completion",
+            target="tunekit._embedded.stdlib:instruction_rows",
+            summary="questions about Python and the first lines of its documentation",
+            license="PSF-2.0",
+        ),
+        DatasetSpec(
+            name="stdlib-preferences",
+            schema="preference",
+            target="tunekit._embedded.stdlib:preference_rows",
+            summary="questions about Python, each with the right and a wrong explanation",
+            license="PSF-2.0",
+        ),
+    ]
