@@ -1,0 +1,87 @@
+"""Lend a model to a trainer of TRL, and take it back as it was but for its weights."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from tunekit.errors import OptionsError
+from tunekit.plugins import hf
+
+__all__ = ["borrowed", "refuse_adapter_on_head"]
+
+
+@contextmanager
+def borrowed(model: Any, tokenizer: Any) -> Iterator[None]:
+    """Undo, on leaving, what TRL's trainers do to what they are given.
+
+    They put their own ``forward`` on the model, set dropout to zero, write padding ids into configs and tokenizer, add
+    tags and hooks, and seed the global random generators. Weights, and the token ids a ``Trainer`` aligns with the
+    tokenizer, stay. Warnings and log lines of the libraries are kept from the terminal.
+    """
+    layers = [model]
+    if hasattr(model, "get_base_model"):
+        layers.append(model.get_base_model())
+    base = layers[-1]
+    forwards = [vars(layer).get("forward") for layer in layers]
+    dropouts = [(module, module.p) for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    pads = [
+        (config, config.pad_token_id)
+        for config in (base.config.get_text_config(), getattr(base, "generation_config", None))
+        if config is not None and hasattr(config, "pad_token_id")
+    ]
+    tags = getattr(base, "model_tags", None)
+    pad_token = tokenizer.pad_token
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        with hf.quiet(), warnings.catch_warnings():
+            # Renamed arguments of the libraries among themselves; nothing a user could act on.
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
+        for layer, forward in zip(layers, forwards, strict=True):
+            if forward is None:
+                vars(layer).pop("forward", None)
+            else:
+                layer.forward = forward
+            vars(layer).pop("_original_forward", None)
+        for module, p in dropouts:
+            module.p = p
+        # With a padding token of its own, a tokenizer is the authority; without one TRL makes one up.
+        if pad_token is None:
+            tokenizer.pad_token = None
+            for config, pad in pads:
+                config.pad_token_id = pad
+        if tags is None:
+            vars(base).pop("model_tags", None)
+        else:
+            base.model_tags = tags
+        if hasattr(base, "_require_grads_hook") or hasattr(base, "_require_grads_hooks"):
+            base.disable_input_require_grads()
+
+
+def refuse_adapter_on_head(model: Any) -> None:
+    """Raises:
+    OptionsError: if an adapter sits on the output layer, which TRL's fused output layer would pass by.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is not None and hasattr(head, "base_layer"):
+        raise OptionsError(
+            "An adapter on the output layer cannot be trained here: the loss is computed from its plain weights.",
+            code="adapter-on-head",
+            found=type(head).__name__,
+            fix='targets="all-linear", which leaves the output layer out',
+        )

@@ -1,0 +1,196 @@
+"""Tiny models, tokenizers and hand-built step contexts. Also a program: one training step in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tunekit.cancel import CancelToken
+from tunekit.context import StepContext
+from tunekit.data import load_dataset
+from tunekit.plan import ComponentRef, ResolvedAdapter, ResolvedStep
+from tunekit.plugins import LoadedModel
+from tunekit_peft.adapter import LoraAdapter
+from tunekit_peft.options import LoraOptions
+from tunekit_trl.options import DpoOptions, SftOptions
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIALS = ("<pad>", "<|im_start|>", "<|im_end|>", "<eos>", "<bos>")
+
+
+def byte_tokenizer(
+    template: str | None = CHATML,
+    *,
+    pad: str = "<pad>",
+    eos: str = "<|im_end|>",
+    bos: bool = False,
+    merges: Sequence[tuple[str, str]] = (),
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: one token per byte unless ``merges`` say otherwise. Special ids first."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate((*SPECIALS, *alphabet))}
+    for left, right in merges:
+        vocabulary.setdefault(left + right, len(vocabulary))
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
+        )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=pad,
+        eos_token=eos,
+        bos_token="<bos>" if bos else None,
+        additional_special_tokens=[t for t in SPECIALS if t not in (pad, eos, "<bos>" if bos else "")],
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def tiny_model(vocabulary: int = 280, seed: int = 0, dropout: float = 0.0, positions: int = 256) -> Any:
+    """A Llama of 2 layers and 32 channels with tied embeddings, float32."""
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+        attention_dropout=dropout,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).float().eval()
+
+
+class Events(list[tuple[str, dict[str, Any]]]):
+    """What a step said, in order."""
+
+    def __call__(self, kind: str, **values: Any) -> None:
+        self.append((kind, values))
+
+    def named(self, kind: str) -> list[dict[str, Any]]:
+        return [values for name, values in self if name == kind]
+
+    @property
+    def losses(self) -> list[float]:
+        return [values["values"]["loss"] for values in self.named("metrics")]
+
+    def codes(self) -> list[str]:
+        return [values["code"] for values in self.named("notice")]
+
+
+def context(
+    kind: str,
+    folder: Path,
+    loaded: LoadedModel,
+    rows: Any,
+    options: Any,
+    *,
+    lora: LoraOptions | None = None,
+    seed: int = 7,
+    events: Callable[..., None] | None = None,
+    cancel: CancelToken | None = None,
+) -> StepContext:
+    """A context as the core builds it. ``kind`` is ``sft`` or ``align``."""
+    accepts = ("prompt_completion", "conversation", "text") if kind == "sft" else ("preference",)
+    name = "sft" if kind == "sft" else "dpo"
+    component = ComponentRef(
+        kind="trainer", name=name, provider="tunekit-trl", version="0", target="x:y", stage=kind
+    )
+    adapter = None
+    if lora is not None:
+        adapter = ResolvedAdapter(
+            component=ComponentRef(kind="adapter", name="lora", provider="tunekit-peft", version="0", target="x:y"),
+            options={},
+            label=f"lora r={lora.r}",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    kept: list[LoadedModel] = []
+    ctx = StepContext(
+        run_id="test",
+        step=ResolvedStep(
+            index=1, kind=kind, name=kind, component=component, options={}, input=None, adapter=adapter,
+            trains=adapter.label if adapter else "full", data="list",
+        ),
+        options=options.resolve(adapter="lora" if lora else None),
+        seed=seed,
+        dir=folder,
+        cancel=cancel or CancelToken(),
+        input=None,
+        adapter=LoraAdapter(lora) if lora else None,
+        data=load_dataset(rows, accepts=accepts),
+        _component=lambda: None,
+        _load=lambda: loaded,
+        _keep=kept.append,
+        _emit=events or Events(),
+    )
+    ctx.kept = kept  # type: ignore[attr-defined]
+    return ctx
+
+
+PAIRS = [
+    {"prompt": f"Say {word} {count} times.", "completion": " ".join([word] * count)}
+    for word in ("red", "green", "blue", "grey")
+    for count in (1, 2, 3, 4)
+]
+PREFERENCES = [
+    {"prompt": f"Say {word} {count} times.", "chosen": " ".join([word] * count), "rejected": "no" * (5 - count)}
+    for word in ("red", "green", "blue", "grey")
+    for count in (1, 2, 3, 4)
+]
+
+
+def main() -> None:
+    """``trl_driver.py SPEC FOLDER``: train as the JSON of SPEC says; losses are appended to FOLDER/losses.jsonl."""
+    spec, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    log = (folder / "losses.jsonl").open("a", encoding="utf-8")
+
+    def emit(kind: str, **values: Any) -> None:
+        if kind == "metrics":
+            log.write(json.dumps([values["global_step"], values["values"]["loss"]]) + "\n")
+            log.flush()
+        elif kind == "checkpoint":
+            print("checkpoint", values["global_step"], flush=True)
+
+    loaded = LoadedModel(model=tiny_model(), tokenizer=byte_tokenizer())
+    lora = LoraOptions(dropout=0.1) if spec["lora"] else None
+    common = {
+        "batch_size": 2, "gradient_accumulation": 2, "epochs": 6.0, "learning_rate": 1e-3, "checkpoint_every": 4,
+        "schedule": "cosine",
+    }
+    if spec["kind"] == "sft":
+        from tunekit_trl.sft import SftTrainer
+
+        artifact = SftTrainer().run(
+            context("sft", folder / "step", loaded, PAIRS, SftOptions(**common), lora=lora, events=emit)
+        )
+    else:
+        from tunekit_trl.dpo import DpoTrainer
+
+        artifact = DpoTrainer().run(
+            context("align", folder / "step", loaded, PREFERENCES, DpoOptions(**common), lora=lora, events=emit)
+        )
+    print("done", artifact.details.get("resumed_from_step"), flush=True)
+
+
+if __name__ == "__main__":
+    main()
