@@ -1,1 +1,1 @@
-"""Models through transformers: pretraining from scratch, continued pretraining, and model sources (folder, GGUF, hub id)."""
+"""Models through transformers: pretraining, continued pretraining, and model sources."""
