@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -53,7 +54,11 @@ def progress(console: Console | None = None, *, quiet: bool = False) -> Iterator
         return
     bars = _Bars(console)
     with bars.view:
-        yield bars
+        try:
+            yield bars
+        finally:
+            # in a notebook rich leaves out the last change
+            bars.view.refresh()
 
 
 def _ignore(event: events.Event) -> None:
@@ -194,6 +199,15 @@ class _Lines:
         self._say(f"{step.place}: {text}")
 
 
+class _Bar(BarColumn):
+    """A bar that stays still while its step waits."""
+
+    def render(self, task: Task) -> ProgressBar:
+        bar = super().render(task)
+        bar.pulse = bar.pulse and task.started
+        return bar
+
+
 class _Clock(ProgressColumn):
     """Time left of a running step, time taken of a finished one."""
 
@@ -221,7 +235,7 @@ class _Bars:
         self.view = Progress(
             TextColumn("{task.fields[mark]}", markup=False),
             TextColumn("{task.description}", markup=False, style="bold"),
-            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8, max_width=32)),
+            _Bar(bar_width=None, table_column=Column(ratio=1, min_width=8, max_width=32)),
             TextColumn("{task.fields[amount]}", markup=False, style="progress.download"),
             TextColumn("{task.fields[numbers]}", markup=False, style="cyan"),
             _Clock(),

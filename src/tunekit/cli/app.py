@@ -110,6 +110,7 @@ def _read_plan(path: Path) -> Pipeline:
         typer.BadParameter: if there is no such file; names the nearest ones.
     """
     from tunekit.pipeline import Pipeline
+    from tunekit.planfile import read_plan
 
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path()
@@ -118,7 +119,7 @@ def _read_plan(path: Path) -> Pipeline:
         hint = f" Did you mean {' or '.join(str(folder / name) for name in close)}?" if close else ""
         kind = "is a folder, not a plan file" if path.is_dir() else "does not exist"
         raise typer.BadParameter(f"{path} {kind}.{hint}", param_hint="PLAN")
-    return Pipeline.from_yaml(path)
+    return Pipeline.from_plan(read_plan(path))
 
 
 def _run(
