@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+
+# Type checkers take this name for true. The module typing itself would be the dearest import of `import tunekit`.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Any
 
 __all__ = ["attach", "load_target"]
 
@@ -17,6 +20,8 @@ def attach(
     module_of = {name: module for module, names in where.items() for name in names}
 
     def __getattr__(name: str) -> Any:  # noqa: N807
+        import importlib
+
         try:
             module = module_of[name]
         except KeyError:
@@ -39,6 +44,8 @@ def load_target(target: str) -> Any:
         AttributeError: if it has no such attribute.
         ValueError: if the string has another form.
     """
+    import importlib
+
     module, colon, attribute = target.partition(":")
     if not colon or not module or not attribute:
         raise ValueError(f"{target!r} is not of the form 'pkg.module:attribute'")

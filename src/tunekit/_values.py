@@ -35,6 +35,7 @@ class _Unset:
 
 UNSET: Any = _Unset()
 
+STEP_KIND = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[a-z0-9][a-z0-9._-]*")
 STEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tunekit._chain import adapter_text, chain_text
 from tunekit._values import (
+    STEP_KIND,
     UNSET,
     adapter,
     adapter_plan,
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from tunekit.session import Session
 
 __all__ = ["Pipeline", "adapter", "lora", "qlora"]
-
-
-STEP_KIND = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[a-z0-9][a-z0-9._-]*")
 
 
 class Pipeline:
@@ -447,10 +444,10 @@ class Pipeline:
         input: str | None = None,
         name: str | None = None,
     ) -> Pipeline:
-        given = given(options)
+        passed = given(options)
         # Reserved words that a method does not name itself; the rules of check() say why they do not fit.
-        adapter = given.pop("adapter", adapter)
-        input = given.pop("input", input)
+        adapter = passed.pop("adapter", adapter)
+        input = passed.pop("input", input)
         if not isinstance(kind, str) or not STEP_KIND.fullmatch(kind):
             raise PipelineError(f"{kind!r} is no step kind.", code="step-kind", fix='step("distill", ...)')
         taken = {step.name for step in self._plan.steps}
@@ -471,7 +468,7 @@ class Pipeline:
         objects = dict(self._objects)
         frozen = {
             key: data_ref(value, objects) if holds_data(kind, key) else plan_value(f"{name}.{key}", value)
-            for key, value in given.items()
+            for key, value in passed.items()
         }
         step = StepPlan(
             kind=kind, name=name, method=method, options=frozen, input=input, adapter=adapter_plan(name, adapter)
@@ -580,9 +577,9 @@ class Pipeline:
         Returns:
             Findings of the levels ``error`` (a run would be refused), ``warning`` and ``note``, in the order of steps.
         """
-        from tunekit.check import check
+        from tunekit.check import check_plan
 
-        return check(self._plan, objects=self._objects, session=session, strict=strict)[1]
+        return check_plan(self._plan, objects=self._objects, session=session, strict=strict)[1]
 
     # ---------------------------------------------------------------- running it
 

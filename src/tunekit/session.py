@@ -21,7 +21,7 @@ from tunekit.errors import (
     TunekitError,
     nearest,
 )
-from tunekit.plan import ComponentRef
+from tunekit.plan import ComponentRef, canonical_json, thaw
 from tunekit.plugins.specs import DatasetSpec, Spec
 from tunekit.settings import Settings
 
@@ -61,9 +61,7 @@ class Session:
         settings: default: read from the environment.
     """
 
-    def __init__(
-        self, plugins: Sequence[Any] = (), *, autoload: bool = True, settings: Settings | None = None
-    ) -> None:
+    def __init__(self, plugins: Sequence[Any] = (), *, autoload: bool = True, settings: Settings | None = None) -> None:
         self.settings = Settings.from_env() if settings is None else settings
         self.hooks = Hooks(plugins, autoload=autoload, settings=self.settings)
         """The plugins' hooks, behind typed calls."""
@@ -161,8 +159,6 @@ class Session:
         Raises:
             OptionsError: if a value does not fit. ``details["errors"]`` lists every one.
         """
-        from tunekit.plan import canonical_json
-
         model = self.options_model(component)
         if model is None:
             if values:
@@ -316,27 +312,29 @@ class Session:
         if isinstance(ref, str) and ref.startswith(OBJECT):
             ref = _object(ref, objects)
         component = self.dataset_component(ref) if isinstance(ref, str) else None
+        wanted: dict[str, Any] = {"accepts": tuple(accepts), "limit": limit, "on_bad_row": on_bad_row}
         if component is not None:
             spec = self.spec(component)
             assert isinstance(spec, DatasetSpec)
-            return data.from_rows(
-                self.load(component),
-                schema=spec.schema,
-                name=component.id,
-                accepts=tuple(accepts),
-                limit=limit,
-            )
+            self._no_reading(component.id, format, columns)
+            return data.canonical_dataset(component.id, spec.schema, self.load(component)(), **wanted)
         found = self.hooks.resolve_dataset(ref)
         if found is not None:
-            return found
-        return data.load_dataset(
-            ref,
-            accepts=tuple(accepts),
-            limit=limit,
-            format=format,
-            columns=dict(columns) if columns is not None else None,
-            on_bad_row=on_bad_row,
-        )
+            self._no_reading(found.name, format, columns)
+            if accepts and found.schema not in accepts:
+                return data.canonical_dataset(found.name, found.schema, found.rows(), **wanted)
+            return found if limit is None else found.take(limit)
+        rows = thaw(ref) if isinstance(ref, tuple) else ref
+        return data.load_dataset(rows, format=format, columns=columns, **wanted)
+
+    @staticmethod
+    def _no_reading(name: str, format: str | None, columns: Mapping[str, str] | None) -> None:
+        if format is not None or columns:
+            raise DataError(
+                f"{name} has canonical rows; format= and columns= do not apply to it.",
+                code="canonical-data",
+                fix="leave them out",
+            )
 
 
 def _may_be_name(ref: str) -> bool:

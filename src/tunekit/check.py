@@ -1,0 +1,330 @@
+"""Rules over a plan: everything that would go wrong, at once, before a weight is loaded.
+
+:mod:`tunekit.resolve` finds wrong names and options; the rules here look at how steps fit together, and at what is on
+disk. None imports torch, loads weights, or touches the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tunekit.errors import TunekitError, nearest
+from tunekit.plan import TRAINING_KINDS, AdapterPlan, Plan, ResolvedPlan, thaw
+from tunekit.plugins.protocols import Finding
+from tunekit.plugins.specs import BenchmarkSpec, QuantizerSpec
+from tunekit.resolve import DEFAULT_MODEL, Analysis, StepAnalysis, analyze_plan, resolved_plan
+from tunekit.session import NO_OBJECTS, OBJECT, Session, default_session
+
+__all__ = ["check_plan"]
+
+PEEK = 200
+"""Rows of each data set that are looked at."""
+
+
+def check_plan(
+    plan: Plan,
+    *,
+    session: Session | None = None,
+    objects: Mapping[str, Any] = NO_OBJECTS,
+    strict: bool = False,
+) -> tuple[ResolvedPlan | None, list[Finding]]:
+    """Everything that is wrong with a plan or worth knowing.
+
+    Args:
+        plan: what to look at.
+        session: plugins to use; default: the installed ones.
+        objects: things in memory by reference.
+        strict: refuse embedded defaults.
+
+    Returns:
+        The resolved plan, or None if there is an error; and the findings, those about the whole plan first, then in the
+        order of steps.
+    """
+    session = session or default_session()
+    analysis = analyze_plan(plan, session, objects)
+    for rule in RULES:
+        rule(analysis)
+    _embedded(analysis, strict)
+    analysis.findings.extend(session.hooks.check_plan(plan))
+    return resolved_plan(analysis), analysis.sorted_findings()
+
+
+# ---------------------------------------------------------------- how steps fit together
+
+
+def _something_to_do(analysis: Analysis) -> None:
+    if not analysis.steps:
+        analysis.add("error", None, "no-steps", "The pipeline has no steps, so there is nothing to run.", ".sft(...)")
+
+
+def _quantized_by(step: StepAnalysis) -> StepAnalysis | None:
+    """The step whose quantized weights ``step`` starts from, if it does."""
+    source = step.source
+    while source is not None and source.kind == "merge":
+        source = source.source
+    return source if source is not None and source.kind == "quantize" else None
+
+
+def _quantized_training(analysis: Analysis) -> None:
+    for step in analysis.steps:
+        quantizer = _quantized_by(step)
+        if quantizer is None:
+            continue
+        scheme = quantizer.plan.options.get("scheme", "quantized")
+        before = quantizer.source.name if quantizer.source else None
+        plain = f', or start from the plain model: {step.kind}(input="{before}")' if before else ""
+        if step.kind == "quantize":
+            analysis.add(
+                "error",
+                step.name,
+                "quantized-twice",
+                f"Step {step.name} would quantize the {scheme} model of step {quantizer.name} again.",
+                f"leave one of them out{plain}",
+            )
+        if not (step.trains or step.kind in TRAINING_KINDS) or step.kind == "pretrain":
+            continue
+        adapter = _wanted_adapter(analysis, step)
+        if adapter is None:
+            analysis.add(
+                "error",
+                step.name,
+                "quantized-training",
+                f"Step {step.name} would train all weights of the {scheme} model of step {quantizer.name}; quantized "
+                "weights cannot be trained.",
+                f"put {quantizer.name} after {step.name}{plain}",
+                quantized_by=quantizer.name,
+            )
+            continue
+        spec = quantizer.entry.spec if quantizer.entry else None
+        if isinstance(spec, QuantizerSpec) and adapter not in spec.trainable_with:
+            can = ", ".join(spec.trainable_with) or "no adapter"
+            analysis.add(
+                "error",
+                step.name,
+                "adapter-after-quantize",
+                f"Step {step.name} would train {adapter} on the {scheme} model of step {quantizer.name}; "
+                f"{can} can be trained on what {spec.name} makes.",
+                f"put {quantizer.name} after {step.name}{plain}",
+                quantized_by=quantizer.name,
+            )
+
+
+def _wanted_adapter(analysis: Analysis, step: StepAnalysis) -> str | None:
+    """Short name of the adapter that a step asks for, even if it could not be resolved."""
+    own = step.plan.adapter
+    chosen = own if isinstance(own, AdapterPlan) else analysis.plan.adapter if own == "inherit" else None
+    return chosen.name.rpartition("/")[2] if chosen else None
+
+
+def _merge(analysis: Analysis) -> None:
+    for step in analysis.steps:
+        if step.kind != "merge":
+            continue
+        source = step.source
+        if source is not None and source.trains and _wanted_adapter(analysis, source) is not None:
+            continue
+        what = f"step {source.name} was not trained through one" if source else "the base model has none"
+        analysis.add(
+            "error",
+            step.name,
+            "nothing-to-merge",
+            f"There is no adapter to merge: {what}.",
+            "leave merge() out; adapter-trained steps are merged by themselves",
+        )
+
+
+def _lost_model(analysis: Analysis) -> None:
+    for step in analysis.steps:
+        if step.kind != "pretrain":
+            continue
+        earlier = [other for other in analysis.steps[: step.index - 1] if other.makes_model]
+        if earlier and not any(other.source is earlier[-1] for other in analysis.steps):
+            analysis.add(
+                "error",
+                step.name,
+                "model-lost",
+                f"pretrain starts from random weights, so the model of step {earlier[-1].name} would not be used.",
+                f'put pretrain first, use post_pretrain, or let a step start from it: input="{earlier[-1].name}"',
+            )
+
+
+# ---------------------------------------------------------------- what is installed
+
+
+def _packages(analysis: Analysis) -> None:
+    session = analysis.session
+    used: list[tuple[str | None, Any]] = []
+    for step in analysis.steps:
+        used += [(step.name, entry) for entry in (step.entry, step.adapter_entry, *step.benchmarks) if entry]
+        if isinstance(step.data, str) and not step.data.startswith(OBJECT):
+            used += [(step.name, entry) for entry in _quietly(session.registry.get, "dataset", step.data)]
+    used += [(None, entry) for entry, _ in analysis.trackers]
+    if analysis.model_component is not None:
+        used.append((None, session.registry.find("model", analysis.model_component.id)))
+    for name, entry in used:
+        try:
+            unmet = session.unmet(entry.spec)
+        except TunekitError as error:
+            analysis.add_error(name, error)
+            continue
+        if unmet:
+            analysis.add(
+                "error",
+                name,
+                "missing-package",
+                f"{entry.component.id} needs {', '.join(map(str, unmet))}.",
+                session.install_line(entry.spec, unmet),
+                requirements=[item.requirement for item in unmet],
+            )
+
+
+def _quietly(find: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
+    try:
+        found = find(*arguments)
+    except TunekitError:
+        return
+    if found is not None:
+        yield found
+
+
+# ---------------------------------------------------------------- what is on disk
+
+
+def _model(analysis: Analysis) -> None:
+    starts = [step for step in analysis.steps if step.source is None and step.kind != "pretrain"]
+    if analysis.model is None or not starts:
+        return
+    try:
+        source = analysis.session.resolve_model(analysis.model, objects=analysis.objects)
+        problems = list(source.problems())
+    except TunekitError as error:
+        if analysis.plan.model is None and error.code == "unknown-model":
+            error.fix = f"Pipeline(model=...), or install a plugin that provides {DEFAULT_MODEL}"
+        if not any(
+            finding.code in (error.code, "ambiguous-name") and finding.step is None for finding in analysis.findings
+        ):
+            analysis.add_error(None, error)
+        return
+    for problem in problems:
+        analysis.add(
+            "error",
+            None,
+            "model-problem",
+            f"The model {source.describe()} cannot be used: {problem.rstrip('.')}.",
+            "mend the folder, or pass another model",
+            model=analysis.model,
+        )
+
+
+def _data(analysis: Analysis) -> None:
+    from tunekit.data import looks_like_hub_id
+
+    for step in analysis.steps:
+        ref = step.data
+        if ref is None or step.entry is None or "data" in step.embedded:
+            continue
+        if isinstance(ref, str) and not ref.startswith(OBJECT):
+            named = _quietly(analysis.session.registry.get, "dataset", ref)
+            if next(named, None) is None and looks_like_hub_id(ref):
+                continue  # looking at it would need the network
+        valid = step.options
+        try:
+            dataset = analysis.session.resolve_dataset(
+                ref,
+                accepts=tuple(getattr(step.entry.spec, "data", ())),
+                limit=getattr(valid, "limit", None),
+                format=getattr(valid, "format", None),
+                columns=getattr(valid, "columns", None),
+                on_bad_row=getattr(valid, "on_bad_row", "error"),
+                objects=analysis.objects,
+            )
+            dataset.peek(PEEK)
+        except TunekitError as error:
+            if valid is None and (error.details.get("row") or error.details.get("field")):
+                continue  # how the rows are to be read is what is wrong
+            analysis.add_error(step.name, error)
+
+
+def _benchmark_data(analysis: Analysis) -> None:
+    for step in analysis.steps:
+        data = thaw(step.plan.options.get("data")) if step.kind == "evaluate" else None
+        if isinstance(data, str) and data != "hub":
+            folder = Path(data).expanduser()
+            if not folder.is_dir():
+                _missing_folder(analysis, step, folder, "The data folder of evaluate")
+                continue
+            for entry in step.benchmarks:
+                assert isinstance(entry.spec, BenchmarkSpec)
+                own = folder / (entry.spec.folder or entry.spec.name)
+                if own.exists():
+                    continue
+                if folder.name == own.name:
+                    fix = f'data="{folder.parent}": the folder above has one sub-folder per benchmark'
+                    analysis.add(
+                        "error",
+                        step.name,
+                        "missing-data",
+                        f"{folder} has no sub-folder {own.name}.",
+                        fix,
+                        path=str(own),
+                    )
+                else:
+                    _missing_folder(analysis, step, own, f"The data of benchmark {entry.component.name}")
+        elif isinstance(data, dict):
+            for name, path in data.items():
+                if isinstance(path, str) and path != "hub" and not Path(path).expanduser().exists():
+                    _missing_folder(analysis, step, Path(path).expanduser(), f"The data of benchmark {name}")
+
+
+def _missing_folder(analysis: Analysis, step: StepAnalysis, path: Path, what: str) -> None:
+    place = path.parent
+    while not place.is_dir() and place != place.parent:
+        place = place.parent
+    there = sorted(item.name for item in place.iterdir() if not item.name.startswith(".")) if place.is_dir() else []
+    close = nearest(path.name, there) if place == path.parent else ()
+    reason = "is a file, not a folder" if path.is_file() else "is not there"
+    hint = f" Did you mean {' or '.join(str(place / name) for name in close)}?" if close else ""
+    listed = ", ".join(there[:10]) + (" ..." if len(there) > 10 else "")
+    analysis.add(
+        "error",
+        step.name,
+        "missing-data",
+        f"{what}, {path}, {reason}.{hint}",
+        f'use "{place / close[0]}"' if close else f"{place} holds: {listed or 'nothing'}",
+        path=str(path),
+        suggestions=[str(place / name) for name in close],
+    )
+
+
+# ---------------------------------------------------------------- embedded defaults
+
+
+def _embedded(analysis: Analysis, strict: bool) -> None:
+    level = "error" if strict else "note"
+    suffix = "; strict runs refuse that" if strict else ""
+    for step in analysis.steps:
+        for what in step.embedded:
+            if what == "model":
+                message = f"No model was given: the embedded default {analysis.model} is used"
+                fix = "Pipeline(model=...)"
+            elif what == "sample":
+                message = "No benchmark data was given: the embedded samples are used, whose scores are not comparable"
+                fix = 'evaluate([...], data="folder/")'
+            else:
+                message = f"No data was given: the embedded default {step.data} is used"
+                fix = f"{step.kind}(data=...)"
+            analysis.add(level, step.name, f"embedded-{what}", f"{message}{suffix}.", fix)
+
+
+RULES: tuple[Callable[[Analysis], None], ...] = (
+    _something_to_do,
+    _quantized_training,
+    _merge,
+    _lost_model,
+    _packages,
+    _model,
+    _data,
+    _benchmark_data,
+)
