@@ -86,7 +86,15 @@ def test_artifacts_survive_json(tmp_path: Path) -> None:
     row = ScoredRow(id="a/1", prompt_hash="h", prediction="B", target="B", correct=True, logprobs=(-1.5, -0.5))
     rows.write_text(json.dumps({**row.__dict__, "added_later": 1}) + "\n")
     score = Score(
-        benchmark="mmlu", metric="acc", value=1.0, stderr=0.0, ci_low=0.2, ci_high=1.0, n=1, source="x", rows_path=str(rows)
+        benchmark="mmlu",
+        metric="acc",
+        value=1.0,
+        stderr=0.0,
+        ci_low=0.2,
+        ci_high=1.0,
+        n=1,
+        source="x",
+        rows_path=str(rows),
     )
     artifact = Artifact(
         kind="model", model=ModelCard(path="model", parameters=3), scores={"mmlu": score}, details={"a": [1, None]}

@@ -18,7 +18,9 @@ import pytest
 import toy_plugin
 import yaml
 
-from tunekit import CancelToken, Pipeline, Session
+from tunekit.cancel import CancelToken
+from tunekit.pipeline import Pipeline
+from tunekit.session import Session
 from tunekit.errors import ArtifactError, CheckFailed, DataError, RunCancelled, StepError, WorkdirLockedError
 from tunekit.events import (
     ArtifactWritten,
@@ -93,7 +95,9 @@ def test_a_run_leaves_the_documented_files(session: Session, tmp_path: Path) -> 
     assert [event["seq"] for event in logged] == list(range(len(logged))) == [event.seq for event in seen]
     kinds = [type(event) for event in seen if event.step in (None, "sft") and not isinstance(event, Notice)]
     assert kinds[0] is RunStarted and kinds[-1] is RunFinished
-    order = [kind for kind in kinds if kind in (StepStarted, MetricLogged, CheckpointSaved, ArtifactWritten, StepFinished)]
+    order = [
+        kind for kind in kinds if kind in (StepStarted, MetricLogged, CheckpointSaved, ArtifactWritten, StepFinished)
+    ]
     assert order == [StepStarted, *[MetricLogged, CheckpointSaved] * 4, ArtifactWritten, StepFinished]
 
     history = result.step("sft").history
@@ -169,7 +173,12 @@ def test_a_changed_step_runs_what_depends_on_it_and_keeps_the_old(session: Sessi
 def test_an_inserted_step_does_not_repeat_the_ones_before(session: Session, tmp_path: Path) -> None:
     Pipeline().pretrain(data=TEXT).evaluate(["toybench"]).run(workdir=tmp_path / "w", session=session)
     toy_plugin.RUNS.clear()
-    longer = Pipeline().pretrain(data=TEXT).evaluate(["toybench"], name="before", limit=1).evaluate(["toybench"], input="pretrain")
+    longer = (
+        Pipeline()
+        .pretrain(data=TEXT)
+        .evaluate(["toybench"], name="before", limit=1)
+        .evaluate(["toybench"], input="pretrain")
+    )
     result = longer.run(workdir=tmp_path / "w", session=session)
     assert toy_plugin.RUNS == ["before"]
     assert result.step("evaluate").folder.name == "03-evaluate"
@@ -236,7 +245,9 @@ print(",".join(toy_plugin.RUNS))
 
 def drive(workdir: Path, die: str = "") -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "TOY_DIE": die, "PYTHONPATH": str(Path(__file__).parent / "support")}
-    return subprocess.run([sys.executable, "-c", DRIVER, str(workdir)], env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", DRIVER, str(workdir)], env=env, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_a_killed_run_continues_on_the_same_curve(tmp_path: Path) -> None:
@@ -330,7 +341,9 @@ def test_a_failing_step_keeps_what_is_finished(session: Session, tmp_path: Path)
 
 def test_a_crash_in_a_component_says_where(session: Session, tmp_path: Path) -> None:
     with pytest.raises(StepError) as caught:
-        Pipeline(model=base_model(tmp_path / "base")).sft(method="crash", data=TEXT).run(workdir=tmp_path / "w", session=session)
+        Pipeline(model=base_model(tmp_path / "base")).sft(method="crash", data=TEXT).run(
+            workdir=tmp_path / "w", session=session
+        )
     assert "ZeroDivisionError: one over nothing" in str(caught.value)
     assert "ToyCrash" not in str(caught.value) and "toy_plugin.py" in caught.value.details["traceback"]
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
@@ -361,7 +374,9 @@ def test_embedded_defaults_are_noticed_and_strict_refuses_them(session: Session,
 def test_an_empty_data_set_is_an_error_before_anything_runs(session: Session, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises((CheckFailed, DataError), match=r"no rows|empty"):
-        Pipeline().pretrain(data=TEXT).sft(data=str(tmp_path / "empty.jsonl")).run(workdir=tmp_path / "w", session=session)
+        Pipeline().pretrain(data=TEXT).sft(data=str(tmp_path / "empty.jsonl")).run(
+            workdir=tmp_path / "w", session=session
+        )
     assert toy_plugin.RUNS == []
 
 
@@ -370,7 +385,9 @@ def test_a_bad_row_far_down_is_found_before_anything_runs(session: Session, tmp_
     rows[4321] = json.dumps({"text": None})
     (tmp_path / "long.jsonl").write_text("\n".join(rows) + "\n")
     with pytest.raises(DataError) as caught:
-        Pipeline().pretrain(data=TEXT).sft(data=str(tmp_path / "long.jsonl")).run(workdir=tmp_path / "w", session=session)
+        Pipeline().pretrain(data=TEXT).sft(data=str(tmp_path / "long.jsonl")).run(
+            workdir=tmp_path / "w", session=session
+        )
     assert caught.value.details["row"] == 4322
     assert "long.jsonl" in caught.value.details["file"]
     assert toy_plugin.RUNS == []
@@ -380,7 +397,9 @@ def test_a_bad_row_far_down_is_found_before_anything_runs(session: Session, tmp_
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     mount = tmp_path / "disk"
     mount.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True, text=True)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True, text=True
+    )
     if made.returncode:
         pytest.skip(f"a small file system cannot be mounted here: {made.stderr.strip()}")
     yield mount
@@ -423,7 +442,9 @@ def test_a_workdir_that_is_a_file(session: Session, tmp_path: Path) -> None:
         chain().run(workdir=tmp_path / "w", session=session)
 
 
-def test_the_default_workdir_is_named_after_the_plan(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_workdir_is_named_after_the_plan(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     pipeline = Pipeline().pretrain(data=TEXT)
     result = pipeline.run(session=session)
@@ -431,7 +452,9 @@ def test_the_default_workdir_is_named_after_the_plan(session: Session, tmp_path:
     assert pipeline.run(session=session).steps[0].reused
 
 
-def test_library_code_leaves_the_process_alone(session: Session, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_library_code_leaves_the_process_alone(
+    session: Session, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = (dict(os.environ), Path.cwd(), signal.getsignal(signal.SIGINT), threading.active_count())
     chain().run(workdir=tmp_path / "w", session=session)
     assert (dict(os.environ), Path.cwd(), signal.getsignal(signal.SIGINT), threading.active_count()) == before

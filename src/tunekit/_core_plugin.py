@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tunekit.plugins import DatasetSpec, hookimpl
 
+if TYPE_CHECKING:
+    from tunekit.artifacts import Artifact
+    from tunekit.context import StepContext
+    from tunekit.plan import ResolvedStep
+
 api_version = 1
+
+
+@hookimpl(trylast=True)
+def tunekit_run_step(step: ResolvedStep, ctx: StepContext) -> Artifact:
+    """Run the step's component here, in this process."""
+    return ctx.component().run(ctx)
 
 
 @hookimpl

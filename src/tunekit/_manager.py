@@ -444,7 +444,7 @@ def _marked(function: Callable[..., Any], opts: dict[str, Any]) -> Callable[...,
             return (yield from bound(*arguments))
 
         function = generator
-    function.tunekit_impl = opts  # type: ignore[attr-defined]
+    function.__dict__["tunekit_impl"] = opts
     return function
 
 

@@ -82,7 +82,8 @@ def spec_problem(spec: object, expected: type[Spec]) -> str:
         return f"the target {spec.target!r} of {spec.name!r} is not of the form 'pkg.module:attribute'"
     if spec.options is not None and (not isinstance(spec.options, str) or not TARGET.fullmatch(spec.options)):
         return f"the options {spec.options!r} of {spec.name!r} are not of the form 'pkg.module:attribute'"
-    if isinstance(spec.requires, str) or not all(isinstance(item, str) for item in spec.requires):
+    requires: object = spec.requires
+    if not isinstance(requires, tuple | list) or not all(isinstance(item, str) for item in requires):
         return f"requires of {spec.name!r} is not a tuple of requirement strings"
     if isinstance(spec, TrainerSpec) and spec.stage not in TRAINING_KINDS:
         close = nearest(str(spec.stage), TRAINING_KINDS, limit=1)

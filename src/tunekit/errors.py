@@ -6,7 +6,6 @@ fields, survive pickling (errors cross process boundaries), and are put together
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -35,6 +34,8 @@ class TunekitDeprecationWarning(DeprecationWarning):
 
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> tuple[str, ...]:
     """Known names closest to ``name``, best first; case does not count."""
+    import difflib
+
     by_lower: dict[str, str] = {}
     for candidate in known:
         by_lower.setdefault(candidate.lower(), candidate)

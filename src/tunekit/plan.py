@@ -6,8 +6,6 @@ with its version, every default filled in. Neither touches disk, plugins or heav
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
@@ -58,8 +56,8 @@ class FrozenDict(dict[str, Any]):
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError("a plan cannot be changed; build a new one")
 
-    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
-    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(canonical_json(self))
@@ -122,11 +120,15 @@ def thaw(value: Any) -> Any:
 
 def canonical_json(value: Any) -> str:
     """One text per value: sorted keys, no spaces, no NaN."""
+    import json
+
     return json.dumps(thaw(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def digest(value: Any) -> str:
     """SHA-256 (hex) of :func:`canonical_json`."""
+    import hashlib
+
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
@@ -273,6 +275,11 @@ class ComponentRef:
     def id(self) -> str:
         """The spelling that always works: ``dist/name``."""
         return f"{self.provider}/{self.name}"
+
+    @property
+    def label(self) -> str:
+        """The id and the version, for people."""
+        return f"{self.id} {self.version}".rstrip()
 
 
 @dataclass(frozen=True)

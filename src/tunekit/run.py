@@ -9,7 +9,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from tunekit._workdir import Workdir
 from tunekit.artifacts import Artifact
 from tunekit.cancel import CancelToken
 from tunekit.context import StepContext
-from tunekit.errors import ArtifactError, CheckFailed, PluginError, RunCancelled, StepError, TunekitError
+from tunekit.errors import ArtifactError, PluginError, RunCancelled, StepError, TunekitError
 from tunekit.events import Event, Observer
 from tunekit.manifest import hardware, new_manifest
-from tunekit.plan import Plan, ResolvedPlan, thaw
+from tunekit.plan import ComponentRef, Plan, ResolvedPlan, thaw
 from tunekit.plugins.protocols import Adapter, Component
+from tunekit.resolve import failure
 from tunekit.results import RunHandle, RunResult, StepResult
 from tunekit.session import Session, default_session
 
@@ -77,13 +78,8 @@ def execute(
     if seed is not None:
         plan = replace(plan, seed=seed)
     resolved, findings = check.check_plan(plan, session=session, objects=objects, strict=strict)
-    errors = [finding for finding in findings if finding.level == "error"]
-    if errors or resolved is None:
-        raise CheckFailed(
-            f"The plan has {len(errors)} error{'s' if len(errors) != 1 else ''}; nothing was run.",
-            found="\n    " + "\n    ".join(str(finding) for finding in errors),
-            details={"findings": [asdict(finding) for finding in findings]},
-        )
+    if resolved is None or any(finding.level == "error" for finding in findings):
+        raise failure(findings, "was refused and nothing was run")
     folder = Path(workdir) if workdir is not None else Path("runs") / plan.fingerprint()[:8]
     return _Run(resolved, session, objects, folder.absolute(), observers, cancel or CancelToken()).execute()
 
@@ -160,7 +156,7 @@ class _Run:
 
     @contextlib.contextmanager
     def _trackers(self) -> Iterator[list[Observer]]:
-        made = [self.session.load(component)(thaw(options)) for component, options in self.resolved.trackers]
+        made = [self._made_with(component, options) for component, options in self.resolved.trackers]
         try:
             yield [tracker.on_event for tracker in made]
         finally:
@@ -272,7 +268,7 @@ class _Run:
             seconds=seconds,
             reused=found is not None,
             trains=step.trains,
-            component=f"{step.component.id} {step.component.version}",
+            component=step.component.label,
             session=self.session,
         )
 
@@ -304,7 +300,7 @@ class _Run:
             raise
         except Exception as error:
             raise StepError(
-                f"Step {step.name} failed in {step.component.id} {step.component.version}.",
+                f"Step {step.name} failed in {step.component.label}.",
                 code="step-crashed",
                 found=f"{type(error).__name__}: {error}",
                 fix="details['traceback'] has the traceback; finished steps are kept",
@@ -367,13 +363,16 @@ class _Run:
             _emit=emit,
         )
 
+    def _made_with(self, component: ComponentRef, options: Mapping[str, Any]) -> Any:
+        model = self.session.options_model(component)
+        values = thaw(options)
+        return self.session.load(component)(model.model_validate(values) if model is not None else values)
+
     def _adapter(self, item: Work) -> Adapter | None:
         adapter = item.step.adapter
         if adapter is None:
             return None
-        values = thaw(adapter.options)
-        model = self.session.options_model(adapter.component)
-        made = self.session.load(adapter.component)(model.model_validate(values) if model is not None else values)
+        made = self._made_with(adapter.component, adapter.options)
         if not isinstance(made, Adapter):
             raise PluginError(
                 f"{adapter.component.id} is not an adapter.",

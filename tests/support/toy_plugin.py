@@ -51,6 +51,10 @@ class BenchOptions(Options):
     limit: int | None = None
 
 
+class TrackerOptions(Options):
+    raises: bool = False
+
+
 class QuantOptions(DataOptions):
     scheme: str = "int4"
 
@@ -100,7 +104,8 @@ class ToyTrainer:
             model["w"] += options.rate * (goal - model["w"])
             ctx.metrics(step, {"loss": abs(goal - model["w"]), "learning_rate": options.rate})
             saved.parent.mkdir(exist_ok=True)
-            saved.write_text(json.dumps({"step": step, "w": model["w"]}))
+            saved.with_suffix(".new").write_text(json.dumps({"step": step, "w": model["w"]}))
+            saved.with_suffix(".new").replace(saved)
             ctx.checkpoint_saved(saved, step)
             ctx.progress(step, options.steps, "steps")
             if os.environ.get("TOY_DIE") == f"{ctx.step.name}:{step}":
@@ -157,7 +162,8 @@ class ToyEvaluate:
             name = job.component.name
             path = ctx.dir / "rows" / f"{name}.jsonl"
             path.write_text(
-                json.dumps({"id": "0", "prompt_hash": "", "prediction": str(value), "target": "", "correct": True}) + "\n"
+                json.dumps({"id": "0", "prompt_hash": "", "prediction": str(value), "target": "", "correct": True})
+                + "\n"
             )
             scores[name] = Score(
                 benchmark=name, metric="w", value=value, stderr=0.0, ci_low=0.0, ci_high=1.0, n=1,
@@ -180,7 +186,7 @@ class ToyTracker:
 
     def on_event(self, event: Any) -> None:
         self.EVENTS.append(type(event).__name__)
-        if self.options.get("raises"):
+        if self.options.raises:
             raise RuntimeError("tracker trouble")
 
     def close(self) -> None:
@@ -194,7 +200,9 @@ def tunekit_trainers() -> list[TrainerSpec]:
         TrainerSpec(name="causal", stage="pretrain", data=("text",), **common),
         TrainerSpec(name="sft", stage="sft", data=("text", "prompt_completion"), **common),
         TrainerSpec(name="dpo", stage="align", data=("preference",), **common),
-        TrainerSpec(name="crash", stage="sft", data=("text",), target="toy_plugin:ToyCrash", options="toy_plugin:ToyOptions"),
+        TrainerSpec(
+            name="crash", stage="sft", data=("text",), target="toy_plugin:ToyCrash", options="toy_plugin:ToyOptions"
+        ),
     ]
 
 
@@ -202,7 +210,11 @@ def tunekit_trainers() -> list[TrainerSpec]:
 def tunekit_quantizers() -> list[QuantizerSpec]:
     return [
         QuantizerSpec(
-            name="gptq", schemes=("int4",), calibrated=True, target="toy_plugin:ToyQuantizer", options="toy_plugin:QuantOptions"
+            name="gptq",
+            schemes=("int4",),
+            calibrated=True,
+            target="toy_plugin:ToyQuantizer",
+            options="toy_plugin:QuantOptions",
         )
     ]
 
@@ -224,7 +236,7 @@ def tunekit_steps() -> list[StepSpec]:
 
 @hookimpl
 def tunekit_trackers() -> list[TrackerSpec]:
-    return [TrackerSpec(name="toy", target="toy_plugin:ToyTracker")]
+    return [TrackerSpec(name="toy", target="toy_plugin:ToyTracker", options="toy_plugin:TrackerOptions")]
 
 
 @hookimpl

@@ -202,6 +202,8 @@ class Dataset:
     def total(self) -> int | None:
         """Rows in the whole source, bad ones included; None for a file too large to count without need."""
         if self._total is None:
+            self._total = self._raw.length()
+        if self._total is None:
             if self.source is not None and self._size() > _COUNT_BYTES:
                 return None
             if self.source is None and self.limit is not None:

@@ -366,7 +366,7 @@ FORMATS: tuple[Format, ...] = (
         schema="text",
         columns=("text",),
         convert=_plain_text,
-        without=(*_JUDGED, *_TREE),
+        without=("chosen", "rejected", *_TREE),
         summary="text",
     ),
 )

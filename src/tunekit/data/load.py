@@ -12,7 +12,7 @@ from typing import Any
 
 from tunekit.data.dataset import Dataset, canonical_converter, empty_error
 from tunekit.data.formats import FORMAT_NAMES, FORMATS, Format, by_name, detect, unsupported
-from tunekit.data.objects import MemorySource, object_source
+from tunekit.data.objects import object_source
 from tunekit.data.readers import SUFFIXES, TEXT_RULES, FileSource, file_kind
 from tunekit.data.rows import RawRow, Source, row_error
 from tunekit.data.schemas import SCHEMAS, SHAPES, conversion
@@ -38,7 +38,7 @@ def load_dataset(
     Args:
         ref: a path (JSON, JSON Lines, CSV, TSV, Parquet, plain text; all but Parquet also with ``.gz``), a hub id
             ``owner/name`` or ``owner/name:config`` (its ``train`` split, through the ``datasets`` package), a list of
-            rows, a generator (its rows are kept), a ``datasets.Dataset`` or a pandas DataFrame.
+            rows, a generator (its rows are kept), a ``datasets.Dataset``, a pandas DataFrame, or a ``Dataset``.
         accepts: canonical shapes the step takes, best first; empty: any. Data of another shape are converted where
             :data:`tunekit.data.schemas.CONVERSIONS` says how, else refused.
         limit: use the first usable rows only.
@@ -53,9 +53,13 @@ def load_dataset(
     """
     _check_arguments(accepts, limit, format, columns, on_bad_row)
     if isinstance(ref, Dataset):
-        raise DataError(
-            f"{ref.name} is already an opened data set.", code="no-dataset", fix="pass what it was opened from"
-        )
+        if format is not None or columns:
+            raise DataError(
+                f"{ref.name} has canonical rows; format= and columns= do not apply to it.",
+                code="canonical-data",
+                fix="leave them out, or pass what the data set was opened from",
+            )
+        return canonical_dataset(ref.name, ref.schema, ref, accepts=accepts, limit=limit, on_bad_row=on_bad_row)
     positions = bool(columns) and all(str(column).isdigit() for column in (columns or {}).values())
     source = _open_ref(ref, format, positions) if isinstance(ref, str | Path) else object_source(ref)
     head = _head(source)
@@ -98,8 +102,7 @@ def canonical_dataset(
             suggestions=nearest(schema, SCHEMAS),
             fix=f"use one of {', '.join(SCHEMAS)}",
         )
-    inner = object_source(rows)
-    source = MemorySource(name, inner._values)
+    source = object_source(rows, name)
     _head(source)
     target, change = _shape(source, _Canonical(schema), tuple(accepts))
     return Dataset(
@@ -159,10 +162,11 @@ def _check_arguments(
 
 def _open_ref(ref: str | Path, format: str | None, positions: bool) -> Source:
     text = str(ref)
-    path = Path(ref).expanduser()
+    path = Path(ref)
     try:
+        path = path.expanduser()
         exists = path.exists()
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):
         exists = False
     if not exists:
         if isinstance(ref, str) and looks_like_hub_id(ref):
@@ -247,9 +251,7 @@ def _hub_source(ref: str) -> Source:
             fix="give the path of a local file, or load the data set yourself and pass the object",
             details={"file": ref},
         ) from error
-    source = object_source(data)
-    source.name = ref
-    return source
+    return object_source(data, ref)
 
 
 def _head(source: Source) -> list[RawRow]:

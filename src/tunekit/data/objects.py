@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +89,19 @@ class MemorySource:
         """None: the rows themselves are hashed."""
         return None
 
+    def length(self) -> int | None:
+        """Number of rows if the values know it."""
+        return len(self._values) if isinstance(self._values, Sized) else None
+
 
 class _Frame:
     """Rows of a pandas DataFrame, without a copy of the whole."""
 
     def __init__(self, frame: Any) -> None:
         self._frame = frame
+
+    def __len__(self) -> int:
+        return len(self._frame)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         names = [str(name) for name in self._frame.columns]
@@ -106,8 +113,8 @@ class _Frame:
                 yield dict(zip(names, values, strict=True))
 
 
-def object_source(value: Any) -> MemorySource:
-    """A source over something in memory.
+def object_source(value: Any, name: str = "") -> MemorySource:
+    """A source over something in memory, called ``name`` or after its type.
 
     Raises:
         DataError: for a thing that holds no rows.
@@ -115,7 +122,7 @@ def object_source(value: Any) -> MemorySource:
     library = library_of(value)
     kind = type(value).__name__
     if library == "pandas" and kind == "DataFrame":
-        return MemorySource("DataFrame", _Frame(value))
+        return MemorySource(name or "DataFrame", _Frame(value))
     if library == "datasets" and kind.endswith("DatasetDict"):
         splits = ", ".join(map(str, value))
         raise DataError(
@@ -125,9 +132,9 @@ def object_source(value: Any) -> MemorySource:
             fix='pass one of them, such as data["train"]',
         )
     if isinstance(value, list | tuple):
-        return MemorySource("list", value)
+        return MemorySource(name or "list", value)
     if isinstance(value, Iterator):
-        return MemorySource(kind, _Replay(value))
+        return MemorySource(name or kind, _Replay(value))
     if isinstance(value, Mapping | str | bytes) or not (hasattr(value, "__iter__") or hasattr(value, "__getitem__")):
         raise DataError(
             f"{kind} is no data set.",
@@ -136,4 +143,4 @@ def object_source(value: Any) -> MemorySource:
             fix="pass a path, a list of rows such as [{'prompt': ..., 'completion': ...}], a generator, "
             "a datasets.Dataset or a pandas DataFrame",
         )
-    return MemorySource(kind if library != "datasets" else f"datasets.{kind}", value)
+    return MemorySource(name or (kind if library != "datasets" else f"datasets.{kind}"), value)

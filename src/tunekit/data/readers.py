@@ -102,6 +102,10 @@ class FileSource:
         """SHA-256 (hex) of the stored bytes."""
         return hash_file(self._file)
 
+    def length(self) -> int | None:
+        """None: a file has to be read."""
+        return None
+
 
 # JSON
 

@@ -57,6 +57,10 @@ class Source(Protocol):
         """SHA-256 (hex) of the stored bytes; None when only the rows themselves can be hashed."""
         ...
 
+    def length(self) -> int | None:
+        """Number of rows where it is known without reading them."""
+        ...
+
 
 def row_error(source: Source, row: RawRow, problem: RowProblem) -> DataError:
     """The error for one bad row."""

@@ -23,18 +23,19 @@ __all__ = ["ChoicePrompt", "Encoder", "GenerationPrompt", "Scored", "context_len
 class Scored:
     """One input to the model, and the choices whose tokens it predicts.
 
-    Choices that differ only in their last token share an input: four letters cost one forward pass.
+    Choices that differ only in their last token share an input, and so does a choice whose input is the beginning of
+    another's: four letters cost one forward pass.
     """
 
     ids: list[int]
     """Input ids, without the last token of the choice."""
-    choices: list[tuple[int, list[int]]] = field(default_factory=list)
-    """(index of the choice, its token ids); the last ``len`` positions of the input predict them."""
+    choices: list[tuple[int, int, list[int]]] = field(default_factory=list)
+    """(index of the choice, position that predicts its first token, its token ids)."""
 
     @property
-    def positions(self) -> int:
-        """How many positions at the end of the input are scored."""
-        return max(len(ids) for _, ids in self.choices)
+    def first(self) -> int:
+        """First position that is scored."""
+        return min(start for _, start, _ in self.choices)
 
 
 @dataclass(kw_only=True)
@@ -202,7 +203,7 @@ class Encoder:
                 cut = True
                 ids = ids[-self.max_length :]
             scored = inputs.setdefault(tuple(ids), Scored(ids=ids))
-            scored.choices.append((index, answer))
+            scored.choices.append((index, len(ids) - len(answer), answer))
         return ChoicePrompt(
             request=request,
             text=text,
@@ -211,7 +212,7 @@ class Encoder:
             shots_dropped=dropped,
             cut=cut,
             context=context,
-            inputs=list(inputs.values()),
+            inputs=_without_beginnings(list(inputs.values())),
             merged=merged,
         )
 
@@ -246,6 +247,19 @@ class Encoder:
             context=context,
             max_new_tokens=room,
         )
+
+
+def _without_beginnings(inputs: list[Scored]) -> list[Scored]:
+    """The inputs, those that another one begins with being scored there."""
+    inputs.sort(key=lambda scored: -len(scored.ids))
+    kept: list[Scored] = []
+    for scored in inputs:
+        longer = next((other for other in kept if other.ids[: len(scored.ids)] == scored.ids), None)
+        if longer is None:
+            kept.append(scored)
+        else:
+            longer.choices += scored.choices
+    return kept
 
 
 def _split(text: str) -> tuple[str, str]:

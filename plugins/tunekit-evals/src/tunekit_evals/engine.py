@@ -163,11 +163,10 @@ class TransformersRunner:
         rests = [scored.ids[skip:] for scored in batch]
         width = max(map(len, rests))
         ids = torch.tensor([rest + [0] * (width - len(rest)) for rest in rests], device=self.device)
-        most = max(scored.positions for scored in batch)
-        # Positions of one input, repeated from the front so that all have the same number.
+        most = max(len(scored.ids) - scored.first for scored in batch)
+        # From the first scored position of an input to its end; the last is repeated so that all have the same number.
         positions = [
-            [len(rest) - min(scored.positions, most - i) for i in range(most)]
-            for rest, scored in zip(rests, batch, strict=True)
+            [min(scored.first + i, len(scored.ids) - 1) - skip for i in range(most)] for scored in batch
         ]
         arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         if shared is not None:
@@ -179,8 +178,8 @@ class TransformersRunner:
             scores = logits[row].float()
             normal = torch.logsumexp(scores, dim=-1)
             values = {}
-            for choice, answer in scored.choices:
-                at = torch.arange(most - len(answer), most, device=scores.device)
+            for choice, start, answer in scored.choices:
+                at = torch.arange(start - scored.first, start - scored.first + len(answer), device=scores.device)
                 token = torch.tensor(answer, device=scores.device)
                 values[choice] = scores[at, token].sub(normal[at]).double().sum()
             for choice, value in zip(values, torch.stack(list(values.values())).tolist(), strict=True):

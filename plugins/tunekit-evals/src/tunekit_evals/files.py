@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from tunekit.errors import DataError, MissingDependencyError
 
-__all__ = ["SAMPLE", "from_hub", "read_csv", "read_json", "read_jsonl", "require_folder", "short_of_examples"]
+__all__ = ["SAMPLE", "check_fields", "from_hub", "read_csv", "read_json", "read_jsonl", "require_folder", "short_of_examples"]
 
 SAMPLE = Path(__file__).parent / "sample"
 """The embedded sample, in the publishers' file formats."""
@@ -52,7 +53,8 @@ def short_of_examples(found: int, asked: int, where: Path | str) -> None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        # Decoded by hand: text mode would change line ends inside quoted cells.
+        return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path} is not there.", code="no-file", details={"file": str(path)}) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -66,7 +68,7 @@ def read_csv(path: Path) -> Iterator[tuple[str, int, list[str]]]:
     Raises:
         DataError: if it cannot be read.
     """
-    lines = csv.reader(_text(path).splitlines(keepends=True), strict=True)
+    lines = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     number = 0
     try:
         for cells in lines:

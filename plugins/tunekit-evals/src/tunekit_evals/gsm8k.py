@@ -41,7 +41,7 @@ def strict(text: str) -> str:
 def flexible(text: str) -> str:
     """The last number of the text, or empty. ``"1,200"`` is one number."""
     # The expression also takes runs of dots and commas, such as an ellipsis: those are no numbers.
-    numbers = [number for match in _NUMBER.findall(text) if any(c.isdigit() for c in (number := _bare(match)))]
+    numbers = [_bare(match) for match in _NUMBER.findall(text) if any(c.isdigit() for c in match)]
     return numbers[-1] if numbers else ""
 
 
@@ -138,7 +138,7 @@ class Gsm8k:
         return ScoredRow(
             id=row["id"],
             prompt_hash="",
-            prediction=read["strict"] or read["flexible"],
+            prediction=read["strict"],
             target=row["target"],
             correct=variants["strict"],
             output=response.text,

@@ -48,8 +48,10 @@ class Mmlu:
             subjects = self._read_hub(options)
         else:
             subjects = self._read_folder(SAMPLE / "mmlu" if source is None else source, options)
-        self._subjects = list(subjects)
-        for subject, count in _evenly({name: len(test) for name, (_, test) in subjects.items()}, options.get("limit")):
+        sizes = {subject: len(test) for subject, (_, test) in subjects.items()}
+        counts = {subject: count for subject, count in _evenly(sizes, options.get("limit")) if count}
+        self._subjects = list(counts)
+        for subject, count in counts.items():
             dev, test = subjects[subject]
             for number, row in enumerate(test[:count]):
                 yield {**row, "id": f"{subject}/{number}", "subject": subject, "shots": dev}

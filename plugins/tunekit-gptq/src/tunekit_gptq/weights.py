@@ -125,7 +125,7 @@ def load_dequantized(folder: Path, *, dtype: torch.dtype | None = None, device: 
     Raises:
         ArtifactError: if files are missing, damaged, or in a layout that is not read here.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.pytorch_utils import Conv1D
 
     quantization = quantization_config(folder)
@@ -153,9 +153,11 @@ def load_dequantized(folder: Path, *, dtype: torch.dtype | None = None, device: 
         transposed = {name for name, module in shell.named_modules() if isinstance(module, Conv1D)}
         weights = _plain_weights(folder, offsets[layout], dtype, transposed)
         with quiet_loading():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder, config=config, state_dict=weights, dtype=dtype, local_files_only=True, output_loading_info=True
+            model, report = type(shell).from_pretrained(
+                None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
             )
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
         raise _damaged(folder, error) from error

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora.layer import dispatch_default
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.pytorch_utils import Conv1D
 
 from tunekit.errors import ArtifactError, OptionsError, StepError, nearest
+from tunekit.plugins import hf
 from tunekit_peft.options import ALL_LINEAR, LoraOptions
+
+with hf.quiet():  # optional libraries that PEFT looks for complain when they are imported
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft.tuners.lora.layer import dispatch_default
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 __all__ = ["LoraAdapter", "linear_names"]
 

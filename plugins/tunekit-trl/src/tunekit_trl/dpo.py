@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from trl import DPOConfig, DPOTrainer
-from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from tunekit.plugins import Artifact, StepContext, hf
 from tunekit_trl.borrowed import borrowed, refuse_adapter_on_head
 from tunekit_trl.measures import course
 from tunekit_trl.rows import encoder_for, pair_rows
 from tunekit_trl.sft import PROBES, pad_id
+
+with hf.quiet():  # optional libraries that TRL looks for complain when they are imported
+    from trl import DPOConfig, DPOTrainer
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 __all__ = ["DpoTrainer"]
 

@@ -111,7 +111,7 @@ class ChatRenderer:
             if before is not None and text.startswith(before):
                 return len(before)
         # Templates that rewrite earlier turns when later ones follow: find the turn by its content.
-        return self._content(messages, number, text, tools)[0]
+        return self._content(messages, number, text, tools, front=True)
 
     def _end(self, messages: Messages, number: int, text: str, tools: Any) -> int:
         """Where turn ``number`` ends, the token that ends it included."""
@@ -120,7 +120,7 @@ class ChatRenderer:
         upto = self._try(messages[: number + 1], tools, generation_prompt=False)
         if upto is not None and text.startswith(upto):
             return len(upto)
-        end = self._content(messages, number, text, tools)[1]
+        end = self._content(messages, number, text, tools, front=False)
         rest = text[end:]
         blank = len(rest) - len(rest.lstrip())
         for token in self.special:
@@ -128,21 +128,20 @@ class ChatRenderer:
                 return end + blank + len(token)
         return end
 
-    def _content(self, messages: Messages, number: int, text: str, tools: Any) -> Span:
-        """Begin and end of a message's content in ``text``, by rendering once more with the content marked."""
-        message = messages[number]
-        first = "reasoning_content" if message.get("reasoning_content") else "content"
-        begin = self._marked(messages, number, text, tools, first, front=True)
-        end = self._marked(messages, number, text, tools, "content", front=False)
-        if begin is None or end is None or begin > end:
-            raise DataError(
-                f"the chat template does not show where assistant turn {number} begins and ends",
-                code="template-boundary",
-                found="rendering the messages before it gives another text, and its content cannot be found",
-                fix="give the tokenizer a chat template that leaves earlier turns as they are, or train on pairs of "
-                "prompt and completion",
-            )
-        return begin, end
+    def _content(self, messages: Messages, number: int, text: str, tools: Any, *, front: bool) -> int:
+        """Begin or end of a message's content in ``text``, by rendering once more with that place marked."""
+        # Thoughts come before the content, where the template shows them.
+        for field in ("reasoning_content", "content") if front else ("content",):
+            at = self._marked(messages, number, text, tools, field, front=front)
+            if at is not None:
+                return at
+        raise DataError(
+            f"the chat template does not show where assistant turn {number} {'begins' if front else 'ends'}",
+            code="template-boundary",
+            found="rendering the messages before it gives another text, and its content cannot be found",
+            fix="give the tokenizer a chat template that leaves earlier turns as they are, or train on pairs of "
+            "prompt and completion",
+        )
 
     def _marked(
         self, messages: Messages, number: int, text: str, tools: Any, field: str, *, front: bool

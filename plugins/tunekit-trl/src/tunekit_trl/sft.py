@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from trl import SFTConfig, SFTTrainer
 
 from tunekit.plugins import Artifact, StepContext, hf
 from tunekit_trl.borrowed import borrowed, refuse_adapter_on_head
 from tunekit_trl.encoding import IGNORED
 from tunekit_trl.measures import course
 from tunekit_trl.rows import encoder_for, sft_rows
+
+with hf.quiet():  # optional libraries that TRL looks for complain when they are imported
+    from trl import SFTConfig, SFTTrainer
 
 __all__ = ["PadRows", "SftTrainer"]
 
