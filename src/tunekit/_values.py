@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tunekit.errors import OptionsError, PipelineError
@@ -129,10 +130,56 @@ def data_ref(value: Any, objects: dict[str, Any]) -> Any:
     return _remember(value, objects)
 
 
+class Replay:
+    """A one-pass iterator that can be read again: checking a pipeline looks at rows that the run needs too."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        import threading
+
+        self._iterator = iterator
+        self._kept: list[Any] = []
+        self._failed: Exception | None = None
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[Any]:
+        position = 0
+        while self._reaches(position):
+            yield self._kept[position]
+            position += 1
+
+    def _reaches(self, position: int) -> bool:
+        with self._lock:
+            if position < len(self._kept):
+                return True
+            if self._failed is not None:
+                raise self._failed  # a generator that failed is over; a second pass must not look complete
+            try:
+                self._kept.append(next(self._iterator))
+            except StopIteration:
+                return False
+            except Exception as error:
+                self._failed = error
+                raise
+            return True
+
+
+# Pipelines that were given the same iterator share what was taken from it. The replay keeps the iterator alive, so its
+# id names nothing else while the entry is here.
+_replays: weakref.WeakValueDictionary[int, Replay] = weakref.WeakValueDictionary()
+
+
+def _replay(iterator: Iterator[Any]) -> Replay:
+    found = _replays.get(id(iterator))
+    if found is None:
+        found = _replays[id(iterator)] = Replay(iterator)
+    return found
+
+
 def _remember(value: Any, objects: dict[str, Any]) -> str:
     # The pipeline keeps the object alive, so its id names nothing else meanwhile.
     ref = f"object:{type(value).__name__}-{id(value):x}"
-    objects[ref] = value
+    if ref not in objects:
+        objects[ref] = _replay(value) if isinstance(value, Iterator) else value
     return ref
 
 

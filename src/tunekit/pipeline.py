@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tunekit._chain import adapter_text, chain_text
 from tunekit._values import (
     STEP_KIND,
     UNSET,
@@ -519,6 +518,8 @@ class Pipeline:
     def _set_adapter(self, plan: AdapterPlan) -> Pipeline:
         old = self._plan.adapter
         if old is not None:
+            from tunekit._chain import adapter_text
+
             raise PipelineError(
                 "The adapter is set twice. lora(), qlora() and adapter() are settings of the whole pipeline: they hold "
                 "for every fine-tuning step, wherever they stand in the chain.",
@@ -729,6 +730,8 @@ class Pipeline:
         return _make, (self._plan, self._objects)
 
     def __repr__(self) -> str:
+        from tunekit._chain import chain_text
+
         return chain_text(self._plan)
 
 

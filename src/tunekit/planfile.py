@@ -34,7 +34,7 @@ TOP_KEYS = ("schema", "model", "seed", "adapter", "lora", "qlora", "track", "ste
 FULL_KEYS = ("kind", "name", "method", "input", "adapter", "options")
 OWN_KEYS = ("name", "method", "input", "adapter", "lora", "qlora")
 FIRST_OPTION = {"quantize": "scheme", "evaluate": "benchmarks"}
-MAX_NODES = 2_000_000
+MAX_NODES = 500_000
 
 _Path = tuple[str | int, ...]
 
