@@ -99,7 +99,7 @@ def test_identity_train_merge_reload(options: LoraOptions, tied: bool, tmp_path:
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trainable
 
     adapter.save(model, tmp_path / "adapter")
-    assert sorted(p.name for p in (tmp_path / "adapter").iterdir() if p.name != "README.md") == [
+    assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
     ]

@@ -37,7 +37,10 @@ LLAMA2_LIKE = (
     "{% for m in messages %}{% if m.role == 'user' %}<bos>[INST] {{ m.content }} [/INST]"
     "{% else %} {{ m.content }} <eos>{% endif %}{% endfor %}"
 )
-NO_STOP = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+NO_STOP = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 
 TALK = [
     {"role": "system", "content": "S"},
@@ -74,7 +77,8 @@ def learned(tokenizer: Any, example: Any) -> str:
 def test_chat_prompt_and_completion_token_by_token(pad: str) -> None:
     tokenizer = driver.byte_tokenizer(pad=pad)
     assert (tokenizer.pad_token_id == tokenizer.eos_token_id) is (pad == "<|im_end|>")
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>", "H", "Y", "o", "Ċ")}
+    names = ("<|im_start|>", "<|im_end|>", "H", "Y", "o", "Ċ")
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in names}
     example = encoder(tokenizer).example({"prompt": "H", "completion": "Yo"}, "prompt_completion", "completion")
     role_user = tokenizer.convert_tokens_to_ids(list("user"))
     role_assistant = tokenizer.convert_tokens_to_ids(list("assistant"))
@@ -254,11 +258,12 @@ def test_merge_across_the_boundary_keeps_the_prompt_as_it_is_used() -> None:
 
 def test_cut_rows_are_counted_and_rows_without_targets_refused() -> None:
     tokenizer = driver.byte_tokenizer(template=None, eos="<eos>")
-    example = encoder(tokenizer, 8).example({"prompt": "12345", "completion": "abcdef"}, "prompt_completion", "completion")
+    made = encoder(tokenizer, 8)
+    example = made.example({"prompt": "12345", "completion": "abcdef"}, "prompt_completion", "completion")
     assert shown(tokenizer, example.input_ids) == "12345abc"
     assert example.cut == 4 and example.targets == 3
     with pytest.raises(DataError) as caught:
-        encoder(tokenizer, 8).example({"prompt": "12345678", "completion": "abc"}, "prompt_completion", "completion")
+        made.example({"prompt": "12345678", "completion": "abc"}, "prompt_completion", "completion")
     assert caught.value.code == "no-targets"
     assert "max_length=12" in caught.value.fix
 

@@ -140,7 +140,7 @@ def context(
         _component=lambda: None,
         _load=lambda: loaded,
         _keep=kept.append,
-        _emit=events or Events(),
+        _emit=Events() if events is None else events,
     )
     ctx.kept = kept  # type: ignore[attr-defined]
     return ctx

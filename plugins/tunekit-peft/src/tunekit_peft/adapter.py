@@ -63,7 +63,7 @@ class LoraAdapter:
         for parameter in attached.parameters():
             if parameter.requires_grad and parameter.dtype != torch.float32:
                 parameter.data = parameter.data.float()
-        _save_without_hub(attached)
+        _save_plainly(attached)
         return attached
 
     def save(self, model: Any, folder: Path) -> None:
@@ -101,7 +101,8 @@ class LoraAdapter:
             StepError: if the merged weights are not finite.
         """
         self._require_attached(model)
-        vars(model).pop("save_pretrained", None)
+        for attribute in ("save_pretrained", "create_or_update_model_card"):
+            vars(model).pop(attribute, None)
         tied = _tied(model.get_base_model())
         try:
             with _quiet(), torch.no_grad():
@@ -223,10 +224,11 @@ def _tied(model: Any) -> bool:
     return getattr(inputs, "weight", None) is getattr(outputs, "weight", 0)
 
 
-def _save_without_hub(model: Any) -> None:
-    """Keep checkpoints off the network: by default PEFT asks the hub whether the vocabulary of the base has changed.
+def _save_plainly(model: Any) -> None:
+    """Let checkpoints hold the adapter and nothing else, and keep them off the network.
 
-    LoRA here never touches embeddings, so there is nothing to ask.
+    By default PEFT asks the hub whether the vocabulary of the base has changed (LoRA here never touches embeddings, so
+    there is nothing to ask), and writes the form of a model card to be filled in.
     """
     original = type(model).save_pretrained
 
@@ -234,7 +236,11 @@ def _save_without_hub(model: Any) -> None:
         kwargs.setdefault("save_embedding_layers", False)
         return original(model, *args, **kwargs)
 
+    def create_or_update_model_card(output_dir: str) -> None:
+        return None
+
     model.save_pretrained = save_pretrained
+    model.create_or_update_model_card = create_or_update_model_card
 
 
 @contextmanager

@@ -29,14 +29,13 @@ def borrowed(model: Any, tokenizer: Any) -> Iterator[None]:
     if hasattr(model, "get_base_model"):
         layers.append(model.get_base_model())
     base = layers[-1]
-    forwards = [vars(layer).get("forward") for layer in layers]
+    attributes = [dict(vars(layer)) for layer in layers]
     dropouts = [(module, module.p) for module in model.modules() if isinstance(module, torch.nn.Dropout)]
     pads = [
         (config, config.pad_token_id)
         for config in (base.config.get_text_config(), getattr(base, "generation_config", None))
         if config is not None and hasattr(config, "pad_token_id")
     ]
-    tags = getattr(base, "model_tags", None)
     pad_token = tokenizer.pad_token
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -52,12 +51,14 @@ def borrowed(model: Any, tokenizer: Any) -> Iterator[None]:
         torch.random.set_rng_state(states[2])
         if devices:
             torch.cuda.set_rng_state_all(devices)
-        for layer, forward in zip(layers, forwards, strict=True):
-            if forward is None:
-                vars(layer).pop("forward", None)
-            else:
-                layer.forward = forward
-            vars(layer).pop("_original_forward", None)
+        if hasattr(base, "_require_grads_hooks"):
+            base.disable_input_require_grads()
+        for layer, before in zip(layers, attributes, strict=True):
+            for name in set(vars(layer)) - set(before):
+                delattr(layer, name)
+            for name in ("forward", "model_tags"):
+                if name in before:
+                    setattr(layer, name, before[name])
         for module, p in dropouts:
             module.p = p
         # With a padding token of its own, a tokenizer is the authority; without one TRL makes one up.
@@ -65,12 +66,6 @@ def borrowed(model: Any, tokenizer: Any) -> Iterator[None]:
             tokenizer.pad_token = None
             for config, pad in pads:
                 config.pad_token_id = pad
-        if tags is None:
-            vars(base).pop("model_tags", None)
-        else:
-            base.model_tags = tags
-        if hasattr(base, "_require_grads_hook") or hasattr(base, "_require_grads_hooks"):
-            base.disable_input_require_grads()
 
 
 def refuse_adapter_on_head(model: Any) -> None:
