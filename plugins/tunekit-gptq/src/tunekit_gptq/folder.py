@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tunekit.errors import ArtifactError
 
-__all__ = ["config_of", "quantization_config", "quantized_by", "weight_files", "weights_size"]
+__all__ = [
+    "COMPANIONS",
+    "ZERO_OFFSETS",
+    "config_of",
+    "layout_of",
+    "layout_problem",
+    "quantization_config",
+    "quantized_by",
+    "weight_files",
+    "weights_size",
+]
+
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+    "chat_template.json",
+)
+"""Files that go with a model besides its config and weights."""
+
+ZERO_OFFSETS: Mapping[str, int] = {"gptq": 1, "gptq_v2": 0}
+"""Layout to what it subtracts from the zero points it stores."""
 
 
 def config_of(folder: Path) -> dict[str, Any] | None:
@@ -35,6 +62,22 @@ def quantization_config(folder: Path) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = (config_of(folder) or {})["quantization_config"]
     return found
+
+
+def layout_of(quantization: Mapping[str, Any]) -> str:
+    """``gptq`` (the interchange format), ``gptq_v2``, or another layout of GPTQ weights."""
+    return str(quantization.get("checkpoint_format") or quantization.get("format") or "gptq")
+
+
+def layout_problem(quantization: Mapping[str, Any]) -> str:
+    """Why the weights cannot be dequantised by us, or an empty text."""
+    layout = layout_of(quantization)
+    if layout not in ZERO_OFFSETS:
+        return f"the GPTQ layout {layout!r} is not read; known are {', '.join(ZERO_OFFSETS)}"
+    bits = quantization.get("bits")
+    if bits not in (2, 4, 8):
+        return f"GPTQ weights of {bits} bits are not read; known are 2, 4 and 8"
+    return ""
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -66,9 +109,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weights_size(folder: Path) -> int:
-    """Bytes of the weight files.
+    """Bytes of the weight files: safetensors, or those of ``torch.save``.
 
     Raises:
-        ArtifactError: as :func:`weight_files`.
+        ArtifactError: if there are none, or some are missing.
     """
+    pickled = sorted(folder.glob("pytorch_model*.bin"))
+    if pickled and not any(folder.glob("*.safetensors")):
+        return sum(file.stat().st_size for file in pickled)
     return sum(file.stat().st_size for file in weight_files(folder))
