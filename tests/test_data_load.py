@@ -214,7 +214,7 @@ def test_bad_alpaca_rows(tmp_path: Path, row: dict[str, Any], field: str, reason
     skipping = load_dataset(path, on_bad_row="skip")
     assert len(skipping) == 3
     assert skipping.bad_rows == [(3, f"field {field!r} {reason}")]
-    assert skipping.describe() == "rows.jsonl: alpaca -> prompt_completion, 3 of 4 rows, 1 bad rows left out"
+    assert skipping.describe() == "rows.jsonl: alpaca -> prompt_completion, 3 of 4 rows, 1 bad row left out"
 
 
 def test_missing_field_in_the_first_row_is_named() -> None:
@@ -235,6 +235,7 @@ def test_missing_field_in_the_first_row_is_named() -> None:
         ([{"content": "a"}], "has no role"),
         ([{"role": None, "content": "a"}], "has no role"),
         ([{"role": 3, "content": "a"}], "has a role that is a number (3)"),
+        ([{"role": ["user"], "content": "a"}], "has a role that is a list"),
         ([{"role": "wizard", "content": "a"}], "has the unknown role 'wizard'"),
         ([{"role": "user"}], "has no content"),
         ([{"role": "user", "content": None}], "has no content"),
@@ -249,6 +250,8 @@ def test_missing_field_in_the_first_row_is_named() -> None:
             "has function arguments that are not JSON",
         ),
         ([{"from": "function_call", "value": "f(x)"}], "has a function call that is not JSON"),
+        ([user("a"), {**bot("b"), "name": "\ud83d"}], "holds something that is not JSON in UTF-8"),
+        ([user("a"), {**bot("b"), "when": object()}], "holds something that is not JSON in UTF-8"),
     ],
 )
 def test_bad_messages(messages: Any, reason: str) -> None:
@@ -297,7 +300,7 @@ def test_conversions() -> None:
     pair = [{"prompt": [SYSTEM, user("a")], "completion": [bot("b")]}]
     chat = load_dataset(pair, accepts=("conversation",))
     assert chat.peek() == [{"messages": [SYSTEM, user("a"), bot("b")]}]
-    assert chat.describe() == "list: prompt_completion -> conversation, 1 rows"
+    assert chat.describe() == "list: prompt_completion -> conversation, 1 row"
 
     back = load_dataset([{"messages": [user("a"), bot("b"), user("c"), bot("d")]}], accepts=("prompt_completion",))
     assert back.peek() == [{"prompt": [user("a"), bot("b"), user("c")], "completion": [bot("d")]}]
@@ -427,7 +430,8 @@ def test_no_data_set(thing: Any) -> None:
 
 
 def test_empty_objects() -> None:
-    for empty in ([], (), iter(())):
+    nothing: tuple[Any, ...] = ([], (), iter(()))
+    for empty in nothing:
         with pytest.raises(DataError) as caught:
             load_dataset(empty)
         assert caught.value.code == "empty-dataset"

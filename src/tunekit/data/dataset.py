@@ -226,15 +226,15 @@ class Dataset:
             text += f" ({self._note})"
         total = self.total()
         if self.limit is None and self.on_bad_row != "skip":
-            return text + (f", {total:,} rows" if total is not None else f", {self._size() / 2**20:,.0f} MB")
+            return text + (f", {_rows(total)}" if total is not None else f", {self._size() / 2**20:,.0f} MB")
         if total is None and self.limit is not None and self.on_bad_row != "skip":
-            return text + f", the first {self.limit:,} rows"
+            return text + f", the first {_rows(self.limit)}"
         if self.on_bad_row == "skip":
             bad = len(self.bad_rows)
-            text += f", {len(self):,}" + (f" of {total:,}" if total is not None else "") + " rows"
-            return text + (f", {bad:,} bad rows left out" if bad else "")
+            text += f", {len(self):,} of {_rows(total)}" if total is not None else f", {_rows(len(self))}"
+            return text + (f", {bad:,} bad row{'s' * (bad != 1)} left out" if bad else "")
         assert total is not None and self.limit is not None
-        return text + f", {min(self.limit, total):,} of {total:,} rows"
+        return text + f", {min(self.limit, total):,} of {_rows(total)}"
 
     def __repr__(self) -> str:
         rest = f", limit={self.limit}" if self.limit is not None else ""
@@ -260,3 +260,7 @@ def empty_error(raw: Source) -> DataError:
         code="empty-dataset",
         details={"file": str(raw.path or raw.name), "reason": "no rows"},
     )
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row" + "s" * (count != 1)

@@ -115,6 +115,28 @@ def normalize_messages(value: Any, field: str) -> list[dict[str, Any]]:
 
 
 def _message(item: Any, field: str) -> dict[str, Any]:
+    if type(item) is dict and len(item) == 2 and _is_plain(item.get("role"), item.get("content")):
+        # Nearly every message: canonical already.
+        return {"role": item["role"], "content": clean_text(item["content"], field, empty=True)}
+    message = _shaped(item, field)
+    if len(message) > 2:
+        _storable(message, field)
+    return message
+
+
+def _is_plain(role: Any, content: Any) -> bool:
+    return isinstance(role, str) and isinstance(content, str) and role in _TITLES
+
+
+def _storable(value: Any, field: str) -> None:
+    """Refuse what cannot be written as JSON in UTF-8: other types, and halves of surrogate pairs."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RowProblem(field, f"holds something that is not JSON in UTF-8 ({str(error)[:80]})") from None
+
+
+def _shaped(item: Any, field: str) -> dict[str, Any]:
     if not isinstance(item, Mapping):
         raise RowProblem(field, f"is {kind_of(item)}, not a message")
     raw = {str(key): thaw(part) for key, part in item.items() if part is not None}
@@ -223,6 +245,7 @@ def normalize_tools(value: Any, field: str = "tools") -> list[dict[str, Any]] | 
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise RowProblem(f"{field}[{number}]", "is no tool schema with a name")
         made.append({"type": "function", "function": function})
+    _storable(made, field)
     return made or None
 
 

@@ -202,15 +202,15 @@ class _Window:
         self.text = ""
         self.pos = 0
         self.ended = False
+        self._seen = 0  # newlines are counted up to here, once
         self._line = 1
-        self._line_start = 0  # offset of the current line's start relative to self.text; negative once dropped
+        self._line_start = 0  # where that line starts in self.text; negative when that part was dropped
 
     def more(self) -> None:
         """Drop what was read and read on; at least double what is left, so that huge values cost linear time."""
-        done = self.text[: self.pos]
-        breaks = done.count("\n")
-        self._line += breaks
-        self._line_start = (done.rindex("\n") + 1 if breaks else self._line_start) - self.pos
+        self.place(self.pos)
+        self._seen -= self.pos
+        self._line_start -= self.pos
         pieces = [self.text[self.pos :]]
         want = max(1, len(pieces[0]))
         got = 0
@@ -236,11 +236,13 @@ class _Window:
             self.more()
 
     def place(self, pos: int) -> tuple[int, int]:
-        """Line and column, both from 1, of a position in :attr:`text`."""
-        before = self.text[:pos]
-        breaks = before.count("\n")
-        start = before.rindex("\n") + 1 if breaks else self._line_start
-        return self._line + breaks, pos - start + 1
+        """Line and column, both from 1, of a position in :attr:`text`; positions may not go back."""
+        breaks = self.text.count("\n", self._seen, pos)
+        if breaks:
+            self._line += breaks
+            self._line_start = self.text.rindex("\n", self._seen, pos) + 1
+        self._seen = pos
+        return self._line, pos - self._line_start + 1
 
 
 def _array_rows(path: Path) -> Iterator[RawRow]:

@@ -136,7 +136,10 @@ def _alike(row: Row) -> Row:
     """All strings, or all message lists: a mixed row becomes messages."""
     if all(isinstance(value, str) for value in row.values()):
         return row
-    return {key: as_messages(value, "user" if key == "prompt" else "assistant") for key, value in row.items()}
+    return {
+        key: as_messages(value, "user" if key == "prompt" else "assistant") if isinstance(value, str) else value
+        for key, value in row.items()
+    }
 
 
 def _says_something(value: str | list[dict[str, Any]]) -> bool:
