@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,8 +159,28 @@ PREFERENCES = [
 ]
 
 
+def train(kind: str, folder: Path, loaded: LoadedModel, lora: LoraOptions | None, emit: Callable[..., None]) -> Any:
+    """24 optimizer steps of two micro-batches, a checkpoint every 4."""
+    common = {
+        "batch_size": 2, "gradient_accumulation": 2, "epochs": 6.0, "learning_rate": 1e-3, "checkpoint_every": 4,
+        "schedule": "cosine",
+    }
+    if kind == "sft":
+        from tunekit_trl.sft import SftTrainer
+
+        return SftTrainer().run(context("sft", folder, loaded, PAIRS, SftOptions(**common), lora=lora, events=emit))
+    from tunekit_trl.dpo import DpoTrainer
+
+    return DpoTrainer().run(
+        context("align", folder, loaded, PREFERENCES, DpoOptions(**common), lora=lora, events=emit)
+    )
+
+
 def main() -> None:
-    """``trl_driver.py SPEC FOLDER``: train as the JSON of SPEC says; losses are appended to FOLDER/losses.jsonl."""
+    """``trl_driver.py SPEC FOLDER``: train as the JSON of SPEC says; losses are appended to FOLDER/losses.jsonl.
+
+    At the optimizer step ``hang_at`` of SPEC it says so and waits to be killed.
+    """
     spec, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     log = (folder / "losses.jsonl").open("a", encoding="utf-8")
@@ -168,27 +189,15 @@ def main() -> None:
         if kind == "metrics":
             log.write(json.dumps([values["global_step"], values["values"]["loss"]]) + "\n")
             log.flush()
+            if values["global_step"] == spec.get("hang_at"):
+                print("hanging", flush=True)
+                time.sleep(600)
         elif kind == "checkpoint":
             print("checkpoint", values["global_step"], flush=True)
 
     loaded = LoadedModel(model=tiny_model(), tokenizer=byte_tokenizer())
     lora = LoraOptions(dropout=0.1) if spec["lora"] else None
-    common = {
-        "batch_size": 2, "gradient_accumulation": 2, "epochs": 6.0, "learning_rate": 1e-3, "checkpoint_every": 4,
-        "schedule": "cosine",
-    }
-    if spec["kind"] == "sft":
-        from tunekit_trl.sft import SftTrainer
-
-        artifact = SftTrainer().run(
-            context("sft", folder / "step", loaded, PAIRS, SftOptions(**common), lora=lora, events=emit)
-        )
-    else:
-        from tunekit_trl.dpo import DpoTrainer
-
-        artifact = DpoTrainer().run(
-            context("align", folder / "step", loaded, PREFERENCES, DpoOptions(**common), lora=lora, events=emit)
-        )
+    artifact = train(spec["kind"], folder / "step", loaded, lora, emit)
     print("done", artifact.details.get("resumed_from_step"), flush=True)
 
 

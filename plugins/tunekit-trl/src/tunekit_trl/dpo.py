@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from tunekit.errors import StepError
 from tunekit.plugins import Artifact, StepContext, hf
 from tunekit_trl.borrowed import borrowed, refuse_adapter_on_head
 from tunekit_trl.measures import course
@@ -28,6 +29,9 @@ __all__ = ["DpoTrainer"]
 REFERENCE_FILE = "reference_logps.json"
 """Log-probabilities of chosen and rejected answers under the reference, in row order; summed over the answer, natural
 logarithm."""
+
+# Rounding of a summed log-probability, relative to it: batches of other rows are padded otherwise.
+_NOISE, _HALF_NOISE = 1e-4, 2e-2
 
 _REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
@@ -150,10 +154,35 @@ class _Trainer(DPOTrainer):
         return chosen, rejected
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss; counts the answer tokens on the way."""
+        """TRL's loss. Counts the answer tokens on the way, and checks the reference on the very first batch."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
         if model.training:
+            first = self.tokens_seen == 0 and self.state.global_step == 0
             self.tokens_seen += int(inputs["completion_mask"].sum())
-        return super().compute_loss(model, inputs, *args, **kwargs)
+            if first:
+                self._check_reference()
+        return loss
+
+    def _check_reference(self) -> None:
+        """Before the first update the policy is the reference, so that every reward is zero.
+
+        Raises:
+            StepError: if it is not: the log-probabilities belong to another model.
+        """
+        seen = self._metrics["train"]
+        rewards = {side: float(seen[f"rewards/{side}"][-1]) for side in ("chosen", "rejected")}
+        scale = max(1.0, *(abs(float(seen[f"logps/{side}"][-1])) for side in rewards))
+        half = self.args.bf16 or self.args.fp16 or self.model.dtype in (torch.bfloat16, torch.float16)
+        limit = (_HALF_NOISE if half else _NOISE) * scale * self.beta
+        if max(abs(reward) for reward in rewards.values()) > limit:
+            raise StepError(
+                "The reference is not the model this step starts from: before the first update their rewards differ.",
+                code="reference-mismatch",
+                asked=f"rewards of 0 (within {limit:.2g})",
+                found=", ".join(f"{side} {reward:.4g}" for side, reward in rewards.items()),
+                fix=f"delete {self._ctx.dir / REFERENCE_FILE} and run again",
+                details={"step": self._ctx.step.name, **rewards},
+            )
 
 
 def _trainer(ctx: StepContext, model: Any, tokenizer: Any, rows: Dataset) -> _Trainer:
