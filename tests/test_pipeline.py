@@ -80,7 +80,7 @@ def test_what_was_passed_in_stays_apart() -> None:
 )
 def test_repr_is_what_one_would_type(pipeline: Pipeline) -> None:
     names = {"Pipeline": Pipeline, "lora": lora, "qlora": qlora, "adapter": adapter}
-    assert eval(repr(pipeline), names) == pipeline
+    assert eval(repr(pipeline), names) == pipeline  # noqa: S307
     assert pickle.loads(pickle.dumps(pipeline)) == pipeline
     assert copy.deepcopy(pipeline) == pipeline
 

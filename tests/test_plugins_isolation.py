@@ -152,7 +152,8 @@ def test_plugins_can_be_turned_off(site: Path) -> None:
         PRELUDE
         + """
 states = {r.provider: [r.state, r.reason] for r in session.plugins()}
-print(json.dumps([states, session.registry.find("trainer", "twice", "align").component.id, "acme_crash_plugin" in sys.modules]))
+found = session.registry.find("trainer", "twice", "align").component.id
+print(json.dumps([states, found, "acme_crash_plugin" in sys.modules]))
 """,
         TUNEKIT_DISABLE_PLUGINS="Acme_Crash, other-rl",
     )

@@ -170,13 +170,13 @@ def test_signatures(hook: Any, says: str) -> None:
 
 
 def test_fewer_arguments_are_fine() -> None:
-    one = session(plugin(tunekit_check_plan=lambda: [], tunekit_event=lambda: None))
+    one = session(plugin(tunekit_check_plan=lambda: (), tunekit_event=lambda: None))
     assert record_of(one).state == "loaded" and one.hooks.check_plan(Plan()) == []
 
 
 def test_unknown_hooks_and_forgotten_marks_are_reported() -> None:
-    module = plugin(tunekit_trainer=lambda: [], tunekit_steps=lambda: [])
-    module.tunekit_adapters = lambda: []
+    module = plugin(tunekit_trainer=lambda: (), tunekit_steps=lambda: ())
+    module.tunekit_adapters = lambda: ()
     record = record_of(session(module))
     assert record.state == "loaded"
     assert len(record.problems) == 2

@@ -62,7 +62,7 @@ def option_findings(
         model: the pydantic options model.
         values: options as JSON types.
         step: name of the step, for the findings.
-        what: what the options belong to, for people: ``sft``, ``align(dpo)``, ``lora``.
+        what: what the options belong to, for people, such as ``lora``; empty: the step itself.
 
     Returns:
         An instance of the model and no finding; or None and a finding for every option that is wrong.
@@ -91,7 +91,7 @@ def _finding(
             level="error",
             step=step,
             code="option-value",
-            message=f"The options{_of(what, step)} do not fit together: {_reason(first)}.",
+            message=f"The options{_of(what)} do not fit together: {_reason(first)}.",
             fix="change one of these options",
             details={"option": "", "value": None},
         )
@@ -103,7 +103,7 @@ def _finding(
             level="error",
             step=step,
             code="missing-option",
-            message=f"The option {name!r}{_of(what, step)} is missing.",
+            message=f"The option {name!r}{_of(what)} is missing.",
             fix=f"{name}=... ({allowed})",
             details={"option": name},
         )
@@ -120,7 +120,7 @@ def _finding(
         level="error",
         step=step,
         code="option-type" if wrong_type else "option-value",
-        message=f"The option {place}={shown}{_of(what, step)} {reasons}.",
+        message=f"The option {place}={shown}{_of(what)} {reasons}.",
         fix=fix,
         details={"option": name, "value": value, "allowed": allowed},
     )
@@ -130,19 +130,19 @@ def _unknown(known: list[str], name: str, step: str | None, what: str) -> Findin
     elsewhere = ELSEWHERE.get(name.lower())
     close = (elsewhere,) if elsewhere in known else nearest(name, known)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    fix = f"write {close[0]}=..." if close else f"options of {what}: {', '.join(known) or 'none'}"
+    fix = f"write {close[0]}=..." if close else f"use one of the options{_of(what)}: {', '.join(known) or 'none'}"
     return Finding(
         level="error",
         step=step,
         code="unknown-option",
-        message=f"There is no option {name!r}{_of(what, step)}.{hint}",
+        message=f"There is no option {name!r}{_of(what)}.{hint}",
         fix=fix,
         details={"option": name, "suggestions": list(close), "known": known},
     )
 
 
-def _of(what: str, step: str | None) -> str:
-    return "" if what == step else f" of {what}"
+def _of(what: str) -> str:
+    return f" of {what}" if what else ""
 
 
 def _reason(item: Mapping[str, Any]) -> str:

@@ -244,6 +244,9 @@ def _data(analysis: Analysis) -> None:
         except TunekitError as error:
             if valid is None and (error.details.get("row") or error.details.get("field")):
                 continue  # how the rows are to be read is what is wrong
+            if not error.fix and not error.suggestions:
+                row = error.details.get("row")
+                error.fix = 'mend that row, or on_bad_row="skip"' if row else "mend the file, or pass other data"
             analysis.add_error(step.name, error)
 
 

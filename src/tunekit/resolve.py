@@ -129,8 +129,9 @@ class Analysis:
         if error.found:
             found = "; ".join(line.strip() for line in error.found.splitlines())
             parts.append(f"({found})")
+        fix = error.fix or (f"use {error.suggestions[0]!r}" if error.suggestions else "")
         details = {**error.details, "asked": error.asked, "suggestions": list(error.suggestions)}
-        self.add("error", step, error.code, " ".join(parts), error.fix, **details)
+        self.add("error", step, error.code, " ".join(parts), fix, **details)
 
     @property
     def failed(self) -> bool:
@@ -315,7 +316,7 @@ def _validated(
                 "error",
                 step,
                 "unknown-option",
-                f"{what} has no option {name!r}: {component.id} takes none.",
+                f"There is no option {name!r}{f' of {what}' if what else ''}: {component.id} takes none.",
                 "leave it out",
                 option=name,
             )
@@ -332,7 +333,12 @@ def _validated(
         analysis.add_error(step, error)
     except Exception as error:  # noqa: BLE001  (code of a plugin)
         analysis.add(
-            "error", step, "option-value", f"{what}: {error}", f"see the options of {component.id}", error=repr(error)
+            "error",
+            step,
+            "option-value",
+            f"The options of {what or component.id} cannot be used: {error}.",
+            f"see the options of {component.id}",
+            error=repr(error),
         )
     return None, None
 
@@ -480,9 +486,7 @@ def _options(analysis: Analysis, step: StepAnalysis) -> None:
     if step.entry is None:
         return
     adapter = step.adapter.component.name if step.adapter else None
-    step.options, step.values = _validated(
-        analysis, step.name, _what(step), step.entry, thaw(step.plan.options), adapter
-    )
+    step.options, step.values = _validated(analysis, step.name, "", step.entry, thaw(step.plan.options), adapter)
     spec = step.entry.spec
     scheme = step.plan.options.get("scheme")
     if isinstance(spec, QuantizerSpec) and spec.schemes and isinstance(scheme, str) and scheme not in spec.schemes:
@@ -500,11 +504,6 @@ def _options(analysis: Analysis, step: StepAnalysis) -> None:
             option="scheme",
             suggestions=list(close),
         )
-
-
-def _what(step: StepAnalysis) -> str:
-    method = step.plan.method
-    return f"{step.kind}({method})" if method and step.kind in (*TRAINING_KINDS, "quantize", "export") else step.kind
 
 
 def _data(analysis: Analysis, step: StepAnalysis) -> None:
