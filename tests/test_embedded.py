@@ -87,9 +87,17 @@ def test_without_the_topics() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def documented() -> dict[str, str]:
+    """Every question that can be asked, with its answer; the data sets hold the first few hundred."""
+    return {question: answer for _, question, answer in stdlib._pairs()}
+
+
 def test_answers_are_what_the_documentation_says() -> None:
-    answers = {row["prompt"][0]["content"]: row["completion"][0]["content"] for row in stdlib.instruction_rows()}
-    assert len(answers) == len(stdlib.instruction_rows())  # no question twice
+    answers = documented()
+    assert len(answers) == len(stdlib._pairs())  # no question twice
+    assert all(
+        answers[row["prompt"][0]["content"]] == row["completion"][0]["content"] for row in stdlib.instruction_rows()
+    )
     assert len(set(answers.values())) == len(answers)  # no answer for two questions
     import textwrap
 
@@ -100,7 +108,7 @@ def test_answers_are_what_the_documentation_says() -> None:
 
 
 def test_preferences_do_not_give_themselves_away() -> None:
-    answers = {row["prompt"][0]["content"]: row["completion"][0]["content"] for row in stdlib.instruction_rows()}
+    answers = documented()
     rows = stdlib.preference_rows()
     differences = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""Running: work folder, reuse, resume, isolation. With a plugin whose weights are one number, so that it takes no time."""
+"""Running: work folder, reuse, resume, isolation. With a plugin whose weights are one number: it takes no time."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ import toy_plugin
 import yaml
 
 from tunekit.cancel import CancelToken
-from tunekit.pipeline import Pipeline
-from tunekit.session import Session
 from tunekit.errors import ArtifactError, CheckFailed, DataError, RunCancelled, StepError, WorkdirLockedError
 from tunekit.events import (
     ArtifactWritten,
@@ -34,6 +32,8 @@ from tunekit.events import (
     StepFinished,
     StepStarted,
 )
+from tunekit.pipeline import Pipeline
+from tunekit.session import Session
 
 TEXT = [{"text": "one two three"}, {"text": "four"}]
 PAIRS = [{"prompt": "a", "chosen": "good", "rejected": "bad"}]
@@ -114,13 +114,13 @@ def test_models_stay_in_memory_between_steps(session: Session, tmp_path: Path) -
     base = base_model(tmp_path / "base")
     pipeline = Pipeline(model=base).sft(data=TEXT).sft(data=TEXT).align(method="dpo", data=PAIRS).evaluate(["toybench"])
     pipeline.run(workdir=tmp_path / "w", session=session)
-    assert toy_plugin.LOADS == [base], "the base is read once, and no step reads what the one before it wrote"
+    assert [base] == toy_plugin.LOADS, "the base is read once, and no step reads what the one before it wrote"
 
 
 def test_what_another_process_wrote_is_read_once(session: Session, tmp_path: Path) -> None:
     pipeline = Pipeline().pretrain(data=TEXT).quantize("int4").evaluate(["toybench"]).evaluate(["otherbench"])
     pipeline.run(workdir=tmp_path / "w", session=session)
-    assert toy_plugin.LOADS == [str(tmp_path / "w" / "02-quantize" / "model")] * 1
+    assert [str(tmp_path / "w" / "02-quantize" / "model")] * 1 == toy_plugin.LOADS
 
 
 def test_a_branch_starts_from_the_weights_that_were_written(session: Session, tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ MODULES = (
 
 _SHOWN = {"posixpath": "os.path"}
 _PASSAGE = 2000
+_INSTRUCTION_ROWS = 400
+_PREFERENCE_ROWS = 240
+# Bare steps are for trying out: a small model must get through these rows in well under a minute on two cores.
 _ANSWER = range(40, 601)
 
 
@@ -72,7 +75,7 @@ def instruction_rows() -> list[Row]:
     Raises:
         DataError: if Python runs with ``-OO``, which removes docstrings.
     """
-    return [{"prompt": _user(pair[1]), "completion": _assistant(pair[2])} for pair in _pairs()]
+    return [{"prompt": _user(pair[1]), "completion": _assistant(pair[2])} for pair in _pairs()[:_INSTRUCTION_ROWS]]
 
 
 def preference_rows() -> list[Row]:
@@ -100,7 +103,7 @@ def preference_rows() -> list[Row]:
             wrong = others[at if 0 <= at < len(others) else 2 * place[answer] - at]
         if wrong != answer:
             rows.append({"prompt": _user(question), "chosen": _assistant(answer), "rejected": _assistant(wrong)})
-    return rows
+    return rows[:_PREFERENCE_ROWS]
 
 
 def _user(text: str) -> list[Row]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tunekit.artifacts import ModelCard as ModelCard
     from tunekit.artifacts import Score as Score
     from tunekit.artifacts import ScoredRow as ScoredRow
+    from tunekit.cancel import CancelToken as CancelToken
     from tunekit.context import BenchmarkJob as BenchmarkJob
     from tunekit.context import StepContext as StepContext
     from tunekit.plugins.marker import hookimpl as hookimpl
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "tunekit.artifacts": ("Artifact", "ModelCard", "Score", "ScoredRow"),
+    "tunekit.cancel": ("CancelToken",),
     "tunekit.context": ("BenchmarkJob", "StepContext"),
     "tunekit.plugins.marker": ("hookimpl",),
     "tunekit.plugins.options": ("DataOptions", "Options", "TrainOptions"),
