@@ -223,13 +223,19 @@ def finished_run(root: Path) -> RunResult:
         model=card,
         trained="lora r=8",
         trained_parameters=73_728,
-        metrics={"tokens": 20_300},
-        details={"merge_proof": {"max_abs_diff": 3.1e-6, "tolerance": 1e-3, "base_diff": 0.84, "probes": 4}},
+        metrics={"tokens": 20_300, "tokens_per_second": 2409.5},
+        details={
+            "data": {"rows": 400, "tokens": 20_300, "trained_tokens": 9_000, "train_on": "completion", "cut_rows": 3},
+            "merge_proof": {"max_abs_diff": 3.1e-6, "tolerance": 1e-3, "base_diff": 0.84, "probes": 4},
+        },
     )
     int4 = Artifact(
         kind="model",
         model=ModelCard(path="model", parameters=1_312_000, size_bytes=1_400_000, dtype="int4", quantized="gptq int4"),
-        details={"size_before": 5_251_000},
+        details={
+            "size_before": 5_251_000,
+            "quality": {"rows": 8, "nll_before": 2.5, "nll_after": 2.55, "top1_agreement": 0.975},
+        },
     )
     scores = {
         "mmlu": Score(
@@ -255,7 +261,7 @@ def finished_run(root: Path) -> RunResult:
         ),
     }
     steps = (
-        step_result(root, 1, "sft", sft, "tunekit-trl/sft 0.1.0", [3.4, 3.0, 2.6], seconds=75.0),
+        step_result(root, 1, "sft", sft, "tunekit-trl/sft 0.1.0", [3.4 - 0.2 * i for i in range(9)], seconds=75.0),
         step_result(root, 2, "quantize", int4, "tunekit-gptq/gptq 0.1.0", []),
         step_result(
             root, 3, "evaluate", Artifact(kind="report", scores=scores), "tunekit-evals/evaluate 0.1.0", [], reused=True
@@ -275,7 +281,11 @@ def test_the_final_table_has_every_fact(tmp_path: Path) -> None:
         "1 sft │ did supervised fine-tuning, 1 min 15 s",
         "by tunekit-trl/sft 0.1.0",
         "trained lora r=8, 73.7k of 1.3M parameters",
-        "loss 3.4000 -> 2.6000 in 3 steps, 20.3k tokens",
+        "data 400 rows, 9,000 of 20,300 tokens trained (completion)",
+        "left out 3 rows cut, 0 rows skipped",
+        "loss 3.4000 -> 1.8000 in 9 steps, mean of first and last quarter 3.3000 -> 1.9000",
+        "tokens 20.3k, 2.4k a second",
+        "quality loss 2.5000 -> 2.5500 on 8 held-out rows, same next token in 97.5%",
         "merge proof logits differ by 3.10e-06 (tolerance 0.0010), from the base by 0.8400",
         "quantization to gptq int4",
         "size 5.3 MB -> 1.4 MB (27%)",

@@ -126,8 +126,52 @@ def trained_text(step: StepResult) -> str:
     return f"{label}, {short(trained)}{of_all} parameters"
 
 
-def _first(data: Mapping[str, Any], names: Sequence[str]) -> Any:
-    return next((data[name] for name in names if data.get(name) is not None), None)
+def _loss_facts(curve: Sequence[float], metrics: Mapping[str, Any]) -> list[Fact]:
+    """First and last loss, and the speed. One batch is noisy, so the means of the outer quarters stand beside them."""
+    text = f"{curve[0]:.4f} -> {curve[-1]:.4f} in {count(len(curve))} steps"
+    quarter = len(curve) // 4
+    if quarter >= 2:
+        first, last = (sum(part) / quarter for part in (curve[:quarter], curve[-quarter:]))
+        text += f", mean of first and last quarter {first:.4f} -> {last:.4f}"
+    facts = [Fact("loss", text)]
+    tokens, speed = metrics.get("tokens"), metrics.get("tokens_per_second")
+    parts = [short(tokens)] if isinstance(tokens, int | float) and tokens else []
+    parts += [f"{short(speed)} a second"] if isinstance(speed, int | float) and speed else []
+    return [*facts, Fact("tokens", ", ".join(parts))] if parts else facts
+
+
+def _data_facts(data: Any) -> list[Fact]:
+    """Rows and tokens a trainer reported under ``data``, and what was cut or left out."""
+    if not isinstance(data, Mapping) or "rows" not in data:
+        return []
+    facts = []
+    text = f"{count(data['rows'])} rows"
+    if data.get("trained_tokens") and data.get("tokens"):
+        text += f", {count(data['trained_tokens'])} of {count(data['tokens'])} tokens trained ({data.get('train_on')})"
+    facts.append(Fact("data", text))
+    cut, skipped = data.get("cut_rows"), data.get("skipped_rows")
+    if cut or skipped:
+        facts.append(Fact("left out", f"{count(cut or 0)} rows cut, {count(skipped or 0)} rows skipped", "warn"))
+    return facts
+
+
+def _proof_facts(details: Mapping[str, Any]) -> list[Fact]:
+    """What proves a merged or a quantized model."""
+    facts = []
+    proof, quality = details.get("merge_proof"), details.get("quality")
+    if isinstance(proof, Mapping):
+        text = (
+            f"logits differ by {number(proof.get('max_abs_diff'))} (tolerance {number(proof.get('tolerance'))}), "
+            f"from the base by {number(proof.get('base_diff'))}"
+        )
+        facts.append(Fact("merge proof", text, "good"))
+    if isinstance(quality, Mapping) and isinstance(quality.get("top1_agreement"), int | float):
+        text = (
+            f"loss {number(quality.get('nll_before'))} -> {number(quality.get('nll_after'))} on "
+            f"{number(quality.get('rows'))} held-out rows, same next token in {quality['top1_agreement']:.1%}"
+        )
+        facts.append(Fact("quality", text))
+    return facts
 
 
 def step_facts(step: StepResult, history: Sequence[Mapping[str, Any]]) -> list[Fact]:
@@ -145,24 +189,17 @@ def step_facts(step: StepResult, history: Sequence[Mapping[str, Any]]) -> list[F
     trained = trained_text(step)
     if trained != "-":
         facts.append(Fact("trained", trained))
-    curve = losses(history)
+    facts += _data_facts(details.get("data"))
+    curve = [loss for _, loss in losses(history)]
     if curve:
-        tokens = metrics.get("tokens")
-        extra = f", {short(tokens)} tokens" if isinstance(tokens, int | float) and tokens else ""
-        facts.append(Fact("loss", f"{curve[0][1]:.4f} -> {curve[-1][1]:.4f} in {count(curve[-1][0])} steps{extra}"))
-    proof = details.get("merge_proof")
-    if isinstance(proof, Mapping):
-        facts.append(
-            Fact(
-                "merge proof",
-                f"logits differ by {number(proof.get('max_abs_diff'))} (tolerance {number(proof.get('tolerance'))}), "
-                f"from the base by {number(proof.get('base_diff'))}",
-                "good",
-            )
-        )
+        facts += _loss_facts(curve, metrics)
+    if isinstance(share := metrics.get("rewards/accuracies"), int | float):
+        margin = metrics.get("rewards/margins")
+        facts.append(Fact("preference", f"chosen above rejected in {share:.1%}, margin {number(margin)}"))
+    facts += _proof_facts(details)
     if artifact.model and artifact.model.size_bytes:
         after = artifact.model.size_bytes
-        before = _first(details, ("size_before", "bytes_before", "size_bytes_before"))
+        before = details.get("size_before")
         text = size(after)
         if isinstance(before, int | float) and before:
             text = f"{size(before)} -> {size(after)} ({after / before:.0%})"

@@ -226,8 +226,10 @@ def _line_chart(points: Sequence[tuple[int, float]], name: str, x_name: str, *, 
     parts = [
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(summary)}">',
         f'<text class="title" x="{left}" y="16">{escape(title)}</text>',
-        f'<text x="{right}" y="16" text-anchor="end">{facts.number(finite[0][1])} → {facts.number(finite[-1][1])}</text>',
     ]
+    course = f"{facts.number(finite[0][1])} → {facts.number(finite[-1][1])}"
+    if 7.5 * len(title) + 6.5 * len(course) < right - left:
+        parts.append(f'<text x="{right}" y="16" text-anchor="end">{course}</text>')
     for tick, label in zip(y_ticks, y_labels, strict=True):
         y = at_y(tick)
         parts.append(f'<line class="grid" x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}"/>')

@@ -132,8 +132,10 @@ def findings_view(findings: Sequence[Finding]) -> RenderableType:
     counts = {level: sum(finding.level == level for finding in findings) for level in _LEVEL_STYLES}
     words = [f"{number} {level}{'s' if number != 1 else ''}" for level, number in counts.items() if number]
     if not findings:
-        return Text("The plan is good: nothing was found.", style="green")
-    summary = Text(", ".join(words), style="bold red" if counts["error"] else "bold")
+        return Text("The plan can run.", style="green")
+    summary = Text(", ".join(words), style="bold red")
+    if not counts["error"]:
+        summary = Text(f"The plan can run ({', '.join(words)}).", style="green")
     return Group(findings_table(asdict(finding) for finding in findings), summary)
 
 
