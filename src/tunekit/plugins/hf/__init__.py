@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tunekit.plugins.hf.checkpoints import good_checkpoint as good_checkpoint
     from tunekit.plugins.hf.finishing import finish as finish
     from tunekit.plugins.hf.loading import load_folder as load_folder
-    from tunekit.plugins.hf.quiet import quiet as quiet
+    from tunekit.plugins.hf.silence import quiet as quiet
     from tunekit.plugins.hf.saving import count_parameters as count_parameters
     from tunekit.plugins.hf.saving import save_model as save_model
     from tunekit.plugins.hf.saving import strip_quantization as strip_quantization
@@ -42,7 +42,7 @@ _WHERE = {
     "tunekit.plugins.hf.checkpoints": ("good_checkpoint",),
     "tunekit.plugins.hf.finishing": ("finish",),
     "tunekit.plugins.hf.loading": ("load_folder",),
-    "tunekit.plugins.hf.quiet": ("quiet",),
+    "tunekit.plugins.hf.silence": ("quiet",),
     "tunekit.plugins.hf.saving": ("count_parameters", "save_model", "strip_quantization"),
     "tunekit.plugins.hf.storage": ("storage_errors",),
     "tunekit.plugins.hf.training": ("TrainOutcome", "train"),

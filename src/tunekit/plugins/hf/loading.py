@@ -13,7 +13,7 @@ from typing import Any
 
 from tunekit.errors import ArtifactError, MissingDependencyError
 from tunekit.plugins.hf.arguments import compute_dtype, default_device
-from tunekit.plugins.hf.quiet import quiet
+from tunekit.plugins.hf.silence import quiet
 from tunekit.plugins.protocols import LoadedModel
 
 __all__ = ["folder_problems", "load_folder"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.errors import ArtifactError
-from tunekit.plugins.hf.quiet import quiet
+from tunekit.plugins.hf.silence import quiet
 from tunekit.plugins.hf.storage import fsync_tree, storage_errors
 
 __all__ = ["count_parameters", "ready_for_use", "save_model", "strip_quantization"]
