@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from tunekit.plugins.hf.checkpoints import good_checkpoint as good_checkpoint
     from tunekit.plugins.hf.finishing import finish as finish
     from tunekit.plugins.hf.loading import load_folder as load_folder
-    from tunekit.plugins.hf.silence import quiet as quiet
     from tunekit.plugins.hf.saving import count_parameters as count_parameters
     from tunekit.plugins.hf.saving import save_model as save_model
     from tunekit.plugins.hf.saving import strip_quantization as strip_quantization
+    from tunekit.plugins.hf.silence import quiet as quiet
     from tunekit.plugins.hf.storage import storage_errors as storage_errors
     from tunekit.plugins.hf.training import TrainOutcome as TrainOutcome
     from tunekit.plugins.hf.training import train as train
