@@ -77,6 +77,7 @@ def test_round_trips(tmp_path: Path) -> None:
         text = write(tmp_path / name)
         assert (tmp_path / name).read_text(encoding="utf-8") == text
         assert read(tmp_path / name) == read(str(tmp_path / name)) == pipeline
+        assert Pipeline.from_yaml(tmp_path / name) == pipeline
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.json", "p.yaml"]
 
 

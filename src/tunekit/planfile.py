@@ -23,7 +23,7 @@ from tunekit.plan import SCHEMA, STEP_KINDS, AdapterPlan, Plan, StepPlan, free_n
 if TYPE_CHECKING:
     import yaml
 
-__all__ = ["dump_json", "dump_yaml", "load_json", "load_yaml", "read_plan", "write"]
+__all__ = ["dump_json", "dump_yaml", "load_json", "load_yaml", "write"]
 
 HEADER = """\
 # tunekit plan. Run it: tunekit run THIS_FILE   Look at it: tunekit explain THIS_FILE
@@ -105,19 +105,8 @@ def write(text: str, path: str | os.PathLike[str] | None) -> str:
 # ---------------------------------------------------------------- reading
 
 
-def read_plan(path: str | os.PathLike[str]) -> Plan:
-    """The plan in a file; JSON if its name ends in ``.json``, else YAML.
-
-    Raises:
-        ArtifactError: if the file cannot be read.
-        PipelineError: if it is no valid plan.
-    """
-    path = Path(path)
-    return load_json(path) if path.suffix.lower() == ".json" else load_yaml(path)
-
-
 def load_yaml(source: str | os.PathLike[str]) -> Plan:
-    """The plan in a YAML file, or in YAML text.
+    """The plan in a YAML file, or in YAML text. A file whose name ends in ``.json`` is read as JSON.
 
     Raises:
         ArtifactError: if the file cannot be read.
@@ -126,6 +115,8 @@ def load_yaml(source: str | os.PathLike[str]) -> Plan:
     import yaml
 
     text, where = _text(source, looks_like_text=lambda s: "\n" in s or re.search(r":(\s|$)", s) is not None)
+    if where.lower().endswith(".json"):
+        return load_json(source)
     try:
         node = yaml.compose(text, Loader=_loader())
         reader = _YamlReader()
