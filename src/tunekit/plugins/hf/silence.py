@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ __all__ = ["quiet"]
 logging.getLogger("tunekit").addHandler(logging.NullHandler())
 
 _LIBRARIES = ("transformers", "datasets", "huggingface_hub", "trl", "accelerate", "peft", "torch", "torchao")
+# torch writes these into the environment while it is imported by others; they only repeat its own defaults.
+_VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 _lock = threading.RLock()
 _depth = 0
 _saved: list[Any] = []
@@ -32,7 +35,8 @@ class _Forward(logging.Handler):
 def quiet() -> Iterator[None]:
     """No progress bars and no log lines from transformers, datasets, hub, trl, accelerate and peft.
 
-    Their log records go to loggers below ``tunekit`` in place of stderr. Nests, and may be used by several threads:
+    Their log records go to loggers below ``tunekit`` in place of stderr. Environment variables that torch sets when it
+    is imported are taken out again. Nests, and may be used by several threads:
     the state before the first entry is restored after the last exit.
     """
     global _depth
@@ -52,12 +56,13 @@ def quiet() -> Iterator[None]:
 
 
 def _enter() -> list[Any]:
+    absent = [name for name in _VARIABLES if name not in os.environ]
     from transformers.utils import logging as hf_logging
 
     hub: Any = importlib.import_module("huggingface_hub.utils")
     # Both configure their loggers on first use, which must come before the handlers are swapped.
     hf_logging.get_logger("transformers")
-    restore: list[Any] = []
+    restore: list[Any] = [_variables_back(absent)]
     bars = hf_logging.is_progress_bar_enabled()
     hub_off = hub.are_progress_bars_disabled()
     hf_logging.disable_progress_bar()
@@ -83,6 +88,14 @@ def _enter() -> list[Any]:
 
         restore.append(handlers_back)
     return restore
+
+
+def _variables_back(absent: list[str]) -> Any:
+    def back() -> None:
+        for name in absent:
+            os.environ.pop(name, None)
+
+    return back
 
 
 def _quiet_datasets() -> list[Any]:

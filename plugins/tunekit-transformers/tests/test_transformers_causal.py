@@ -1,0 +1,277 @@
+"""Pretraining and continued pretraining, run for real on small models."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from pydantic import ValidationError  # noqa: E402
+
+from tunekit.artifacts import Artifact  # noqa: E402
+from tunekit.cancel import CancelToken  # noqa: E402
+from tunekit.context import StepContext  # noqa: E402
+from tunekit.data import load_dataset  # noqa: E402
+from tunekit.errors import RunCancelled  # noqa: E402
+from tunekit.plan import ComponentRef, ResolvedStep  # noqa: E402
+from tunekit.plugins import Component, LoadedModel, hf  # noqa: E402
+from tunekit_transformers.causal import CausalPostPretraining, CausalPretraining  # noqa: E402
+from tunekit_transformers.options import PostPretrainOptions, PretrainOptions  # noqa: E402
+
+TEXTS = [
+    f"{name} went to the {place}. {name} saw a {thing} there and said: what a nice {thing}! "
+    f"Then {name} took the {thing} home and showed it to everyone in the {place}."
+    for name in ("Lily", "Tom", "Sue", "Ben")
+    for place in ("park", "shop", "lake")
+    for thing in ("ball", "dog", "boat", "kite")
+]
+
+
+class Step:
+    """A step context that remembers what it was told."""
+
+    def __init__(self, folder: Path, options: Any, model: LoadedModel | None = None, cancel_after: int = 0) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.kept: list[LoadedModel] = []
+        self.cancel = CancelToken()
+        self.cancel_after = cancel_after
+        kind = "pretrain" if model is None else "post_pretrain"
+        step = ResolvedStep(
+            index=1,
+            kind=kind,
+            name=kind,
+            component=ComponentRef("trainer", "causal", "tunekit-transformers", "0", "x:y", kind),
+            options={},
+            input=None,
+            adapter=None,
+            trains="full",
+            data="list",
+        )
+        self.ctx = StepContext(
+            run_id="test",
+            step=step,
+            options=options.resolve(adapter=None),
+            seed=5,
+            dir=folder,
+            cancel=self.cancel,
+            input=None,
+            data=load_dataset([{"text": text} for text in TEXTS], accepts=("text",)),
+            _component=lambda: CausalPretraining(),
+            _load=lambda: model,  # type: ignore[arg-type,return-value]
+            _keep=self.kept.append,
+            _emit=self.emit,
+        )
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        self.events.append((kind, fields))
+        if kind == "metrics" and fields["global_step"] == self.cancel_after:
+            self.cancel.cancel()
+
+    def run(self, component: Component) -> Artifact:
+        return component.run(self.ctx)
+
+    def losses(self) -> dict[int, float]:
+        return {f["global_step"]: f["values"]["loss"] for kind, f in self.events if kind == "metrics"}
+
+    def notices(self) -> dict[str, str]:
+        return {f["code"]: f["message"] for kind, f in self.events if kind == "notice"}
+
+
+def small(**values: Any) -> PretrainOptions:
+    return PretrainOptions(
+        **{
+            "data": [],
+            "vocab_size": 400,
+            "hidden_size": 32,
+            "layers": 2,
+            "max_length": 32,
+            "max_steps": 20,
+            "batch_size": 4,
+            **values,
+        }
+    )
+
+
+def test_pretraining_learns_and_leaves_a_usable_model(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    environment = dict(os.environ)
+    state = torch.random.get_rng_state()
+    torch.random.set_rng_state(state)
+    step = Step(tmp_path, small(max_steps=60))
+    capfd.readouterr()
+    artifact = step.run(CausalPretraining())
+    assert capfd.readouterr() == ("", "")
+    assert dict(os.environ) == environment
+    losses = list(step.losses().values())
+    assert len(losses) == 60 and losses[0] > 5.5 and losses[-1] < losses[0] - 2
+    assert artifact.metrics["loss_first"] == losses[0] and artifact.metrics["loss"] == losses[-1]
+    assert artifact.metrics["tokens_per_second"] > 0
+    details = artifact.details
+    assert details["documents"] == len(TEXTS) and details["tokens_dropped"] == 0
+    assert details["targets_per_epoch"] == details["tokens_per_epoch"] - len(TEXTS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "model"]
+
+    loaded = hf.load_folder(tmp_path / "model")
+    tokenizer, model = loaded.tokenizer, loaded.model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert len(tokenizer) == model.config.vocab_size == details["vocab_size"]
+    assert artifact.model is not None and artifact.model.parameters == hf.count_parameters(model)[0]
+    for left, right in zip(step.kept[0].model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(left, right)
+    for text in ("Lily saw 42 boats.", "Grüße, 世界 🙂\n\tx"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert len(tokenizer("1234")["input_ids"]) == 4, "digits stand alone"
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
+    )
+    assert chat == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert len(tokenizer("<|im_end|>")["input_ids"]) == 1
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert set(model.generation_config.eos_token_id) == set(
+        tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    )
+    ids = tokenizer("Lily went to the", return_tensors="pt")
+    out = model.generate(**ids, max_new_tokens=60, do_sample=False)
+    assert out.shape[1] > ids["input_ids"].shape[1]
+
+
+def test_same_seed_same_losses_other_seed_others(tmp_path: Path) -> None:
+    first, second = Step(tmp_path / "a", small()), Step(tmp_path / "b", small())
+    first.run(CausalPretraining())
+    torch.manual_seed(999)
+    second.run(CausalPretraining())
+    assert first.losses() == second.losses()
+    third = Step(tmp_path / "c", small())
+    third.ctx.seed = 6
+    third.run(CausalPretraining())
+    assert third.losses() != first.losses()
+
+
+def test_accumulation_gives_the_same_losses(tmp_path: Path) -> None:
+    one = Step(tmp_path / "a", small(batch_size=8, max_steps=6))
+    many = Step(tmp_path / "b", small(batch_size=1, gradient_accumulation=8, max_steps=6))
+    one.run(CausalPretraining())
+    many.run(CausalPretraining())
+    assert many.losses() == pytest.approx(one.losses(), rel=1e-4)
+    tokens = [
+        [f["values"]["tokens"] for kind, f in step.events if kind == "metrics"] for step in (one, many)
+    ]
+    assert tokens[0] == tokens[1] and len(set(tokens[0])) > 1, "batches have unequal token counts"
+
+
+def test_cancelled_pretraining_continues_on_the_same_curve(tmp_path: Path) -> None:
+    whole = Step(tmp_path / "whole", small())
+    whole.run(CausalPretraining())
+    cut = Step(tmp_path / "cut", small(), cancel_after=7)
+    with pytest.raises(RunCancelled):
+        cut.run(CausalPretraining())
+    assert not (tmp_path / "cut" / "model").exists()
+    rest = Step(tmp_path / "cut", small())
+    artifact = rest.run(CausalPretraining())
+    assert {**cut.losses(), **rest.losses()} == whole.losses()
+    assert artifact.details["resumed_from_step"] == max(cut.losses())
+    left, right = (hf.load_folder(tmp_path / name / "model").model for name in ("whole", "cut"))
+    assert all(torch.equal(a, b) for a, b in zip(left.parameters(), right.parameters(), strict=True))
+
+
+DRIVER = textwrap.dedent(
+    """
+    import json, os, signal, sys
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[1])
+    import test_transformers_causal as t
+    folder, kill_at = Path(sys.argv[2]), int(sys.argv[3])
+    log = Path(f"{folder}.jsonl").open("a")
+    step = t.Step(folder, t.small())
+    def emit(kind, **fields):
+        if kind == "metrics":
+            log.write(json.dumps([fields["global_step"], fields["values"]["loss"]]) + "\\n"); log.flush()
+            if fields["global_step"] == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+    step.ctx._emit = emit
+    step.run(t.CausalPretraining())
+    """
+)
+
+
+def test_killed_pretraining_continues_on_the_same_curve(tmp_path: Path) -> None:
+    def drive(name: str, kill_at: int) -> int:
+        command = [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(tmp_path / name), str(kill_at)]
+        return subprocess.run(command, capture_output=True).returncode
+
+    assert drive("cut", 11) == -signal.SIGKILL
+    assert drive("cut", -1) == 0
+    whole = Step(tmp_path / "whole", small())
+    whole.run(CausalPretraining())
+    lines = [json.loads(line) for line in (tmp_path / "cut.jsonl").read_text().splitlines()]
+    assert [step for step, _ in lines] == [*range(1, 12), *range(11, 21)]
+    assert all(whole.losses()[step] == loss for step, loss in lines)
+
+
+def test_post_pretraining_starts_from_the_model(tmp_path: Path, stories260k: Path) -> None:
+    loaded = hf.load_folder(stories260k)
+    step = Step(
+        tmp_path, PostPretrainOptions(data=[], max_steps=12, learning_rate=1e-3, max_length=1024), model=loaded
+    )
+    artifact = step.run(CausalPostPretraining())
+    losses = list(step.losses().values())
+    assert losses[0] < 4.5, "a trained model, not a random one"
+    assert losses[-1] < losses[0]
+    assert "512" in step.notices()["block-length"]
+    assert artifact.details["block_length"] == 512
+    assert artifact.trained_parameters == 260_032
+
+
+def test_every_token_is_trained(tmp_path: Path, stories260k: Path) -> None:
+    """The first loss is the mean over all tokens but the first of each document, end of text included."""
+    loaded = hf.load_folder(stories260k)
+    total, count = 0.0, 0
+    for text in TEXTS:
+        ids = torch.tensor([[*loaded.tokenizer(text)["input_ids"], loaded.tokenizer.eos_token_id]])
+        assert ids[0, 0] == loaded.tokenizer.bos_token_id and ids[0, 1] != loaded.tokenizer.bos_token_id
+        with torch.no_grad():
+            logits = loaded.model(ids).logits[0, :-1]
+        total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+        count += ids.shape[1] - 1
+    # Blocks as long as the whole corpus would not fit the context, so documents are kept whole by their length here.
+    options = PostPretrainOptions(data=[], max_steps=1, batch_size=100, max_length=512, warmup=0.0)
+    step = Step(tmp_path, options, model=loaded)
+    artifact = step.run(CausalPostPretraining())
+    assert artifact.metrics["tokens"] == count == artifact.details["targets_per_epoch"]
+    assert step.losses()[1] == pytest.approx(total / count, rel=0.02), "cut documents lose their beginning"
+
+
+def test_defaults_are_filled_in() -> None:
+    bare = PretrainOptions().resolve(adapter=None)
+    assert bare.max_steps and bare.learning_rate and bare.intermediate_size
+    assert bare.intermediate_size % 128 == 0 and bare.hidden_size % 128 == 0, "GPTQ groups divide the widths"
+    assert PretrainOptions(data="x.txt").resolve(adapter=None).max_steps is None
+    assert PretrainOptions(epochs=1).resolve(adapter=None).max_steps is None
+    assert PostPretrainOptions().resolve(adapter=None).learning_rate == 2e-5
+    assert PostPretrainOptions().resolve(adapter="lora").learning_rate == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"hidden_size": 100, "heads": 3}, "hidden_size"),
+        ({"heads": 4, "kv_heads": 3}, "kv_heads"),
+        ({"max_length": 512, "context": 256}, "context"),
+        ({"vocab_size": 10}, "vocab_size"),
+        ({"adapter_r": 3}, "adapter_r"),
+        ({"layers": "2"}, "layers"),
+    ],
+)
+def test_wrong_options(values: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValidationError, match=text):
+        PretrainOptions(**values)

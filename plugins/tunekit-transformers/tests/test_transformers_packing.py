@@ -1,0 +1,168 @@
+"""Packing documents into blocks: nothing lost, nothing seen across documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tunekit.cancel import CancelToken  # noqa: E402
+from tunekit.errors import RunCancelled, StepError  # noqa: E402
+from tunekit.plugins import hf  # noqa: E402
+from tunekit_transformers.causal import _check_isolation  # noqa: E402
+from tunekit_transformers.packing import IGNORE, BlockDataset, TokenFile, collate  # noqa: E402
+
+TEXTS = ["One day a cat sat.", "A dog ran.", "x", "The sun was very big and it was warm all day long. " * 4, "Bye."]
+
+
+class Words:
+    """A tokenizer of words: ids by first sight, with a beginning-of-text token."""
+
+    bos_token_id, eos_token_id, pad_token_id = 1, 2, 0
+
+    def __init__(self, bos: bool = True) -> None:
+        self.known: dict[str, int] = {}
+        self.bos = bos
+
+    def __call__(self, texts: list[str], **kwargs: Any) -> dict[str, list[list[int]]]:
+        assert kwargs["add_special_tokens"] and not kwargs["truncation"]
+        special = {"<s>": 1, "</s>": 2}
+        return {
+            "input_ids": [
+                [1] * self.bos + [special.get(w) or self.known.setdefault(w, len(self.known) + 3) for w in text.split()]
+                for text in texts
+            ]
+        }
+
+
+def token_file(folder: Path, texts: list[str], tokenizer: Any, cancel: CancelToken | None = None) -> TokenFile:
+    ctx: Any = SimpleNamespace(dir=folder, cancel=cancel or CancelToken(), progress=lambda *a: None)
+    return TokenFile.build(ctx, texts, tokenizer, "data")
+
+
+def documents(file: TokenFile) -> list[list[int]]:
+    ends = [*file.starts[1:].tolist(), len(file.tokens)]
+    return [file.tokens[a:b].tolist() for a, b in zip(file.starts.tolist(), ends, strict=True)]
+
+
+def test_one_bos_and_one_eos_per_document(tmp_path: Path) -> None:
+    file = token_file(tmp_path, ["a b", "<s> a", "a </s>", "<s> <s> b"], Words())
+    found = documents(file)
+    assert found == [[1, 3, 4, 2], [1, 3, 2], [1, 3, 2], [1, 4, 2]]
+    assert file.facts.documents == 4 and file.facts.tokens == 13
+
+
+def test_no_bos_is_made_up(tmp_path: Path) -> None:
+    assert documents(token_file(tmp_path, ["a b"], Words(bos=False))) == [[3, 4, 2]]
+
+
+@pytest.mark.parametrize("length", [2, 3, 5, 8, 64, 1000])
+def test_every_token_is_a_target_once(tmp_path: Path, length: int) -> None:
+    file = token_file(tmp_path, TEXTS, Words())
+    blocks = BlockDataset(file, length)
+    pairs = []
+    for index in range(len(blocks)):
+        row = blocks[index]
+        assert len(row["input_ids"]) == len(row["labels"]) == len(row["position_ids"]) <= length
+        shifted = list(zip(row["input_ids"], row["labels"][1:], row["position_ids"][1:], strict=False))
+        assert any(label != IGNORE for _, label, _ in shifted), "a row without targets"
+        for previous, label, position in shifted:
+            if label != IGNORE:
+                assert position > 0
+                pairs.append((previous, label))
+    expected = [pair for ids in documents(file) for pair in zip(ids, ids[1:], strict=False)]
+    assert pairs == expected
+    assert blocks.targets == len(expected)
+
+
+def test_positions_start_with_each_document(tmp_path: Path) -> None:
+    file = token_file(tmp_path, ["a b c", "d e"], Words())
+    row = BlockDataset(file, 100)[0]
+    assert row["position_ids"] == [0, 1, 2, 3, 4, 0, 1, 2, 3]
+    assert row["labels"] == [IGNORE, 3, 4, 5, 2, IGNORE, 6, 7, 2]
+
+
+def test_cut_documents_are_counted(tmp_path: Path) -> None:
+    file = token_file(tmp_path, ["a b c", "d e f", "g"], Words())  # 5, 5 and 3 tokens
+    assert BlockDataset(file, 100).cut == 0
+    assert BlockDataset(file, 7).cut == 1
+    assert BlockDataset(file, 5).cut == 1
+    for length in range(2, 14):
+        rows = BlockDataset(file, length)
+        whole = 0
+        for ids in documents(file):
+            whole += any(
+                ids == rows[i]["input_ids"][j : j + len(ids)]
+                for i in range(len(rows))
+                for j, position in enumerate(rows[i]["position_ids"])
+                if position == 0
+            )
+        assert rows.cut == 3 - whole, length
+
+
+def test_padding_is_a_document_of_its_own(tmp_path: Path) -> None:
+    file = token_file(tmp_path, TEXTS, Words())
+    blocks = BlockDataset(file, 16)
+    batch = collate(0)([blocks[index] for index in range(len(blocks))])
+    assert batch["input_ids"].shape == batch["labels"].shape == batch["position_ids"].shape
+    short = len(blocks[len(blocks) - 1]["input_ids"])
+    assert short < 16 and batch["position_ids"][-1, short] == 0
+    assert (batch["labels"][-1, short:] == IGNORE).all()
+
+
+def test_complete_token_file_is_used_again(tmp_path: Path) -> None:
+    token_file(tmp_path, TEXTS, Words())
+
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("tokenized again")
+
+    again = token_file(tmp_path, TEXTS, SimpleNamespace(eos_token_id=2, bos_token_id=1, __call__=never))
+    assert again.facts.documents == len(TEXTS)
+    (tmp_path / "tokens" / "tokens.bin").write_bytes(b"1234")
+    assert token_file(tmp_path, TEXTS, Words()).facts.tokens == again.facts.tokens
+
+
+def test_tokenizer_without_end_of_text(tmp_path: Path) -> None:
+    tokenizer = Words()
+    tokenizer.eos_token_id = None  # type: ignore[assignment]
+    with pytest.raises(StepError) as caught:
+        token_file(tmp_path, TEXTS, tokenizer)
+    assert caught.value.code == "no-eos"
+
+
+def test_cancel_while_tokenizing(tmp_path: Path) -> None:
+    token = CancelToken()
+    token.cancel()
+    with pytest.raises(RunCancelled):
+        token_file(tmp_path, TEXTS, Words(), token)
+
+
+def test_packed_documents_compute_what_they_compute_alone(tmp_path: Path, stories260k: Path) -> None:
+    loaded = hf.load_folder(stories260k)
+    file = token_file(tmp_path, TEXTS, loaded.tokenizer)
+    blocks = BlockDataset(file, 512)
+    batch = collate(0)([blocks[0], blocks[0]])
+    with torch.no_grad():
+        packed = loaded.model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[1]
+        for begin, ids in zip(file.starts.tolist(), documents(file), strict=True):
+            alone = loaded.model(torch.tensor([ids]), use_cache=False).logits[0]
+            assert torch.allclose(packed[begin : begin + len(ids)], alone, atol=1e-4)
+
+
+def test_a_model_that_mixes_documents_is_refused(tmp_path: Path, stories260k: Path) -> None:
+    loaded = hf.load_folder(stories260k)
+    file = token_file(tmp_path, TEXTS, loaded.tokenizer)
+    _check_isolation(loaded.model, file)
+    original = loaded.model.forward
+
+    def forward(input_ids: Any, position_ids: Any = None, **kwargs: Any) -> Any:
+        return original(input_ids, **kwargs)
+
+    loaded.model.forward = forward
+    with pytest.raises(StepError) as caught:
+        _check_isolation(loaded.model, file)
+    assert caught.value.code == "packing"
