@@ -153,6 +153,7 @@ def test_objects_in_memory() -> None:
     assert ref.startswith("object:Table") and "<Table>" in repr(pipeline)
     assert set(pipeline._objects) == {ref, pipeline.plan.model} and pipeline._objects[ref] is table
     assert Pipeline().sft(data=table) == Pipeline().sft(data=table) != Pipeline().sft(data=Table())
+    assert Pipeline(model=(table, None)) == Pipeline(model=[table, None]) != Pipeline(model=(table, ref))
     with pytest.raises(PipelineError, match="objects in memory"):
         pipeline.to_yaml()
     with pytest.raises(PipelineError):

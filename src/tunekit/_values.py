@@ -196,6 +196,11 @@ def model_ref(model: Any, objects: dict[str, Any]) -> str:
     path = getattr(model, "path", None)
     if isinstance(path, str | os.PathLike) and callable(getattr(model, "load", None)):
         return str(path)  # the model of an earlier result
+    if isinstance(model, tuple | list) and len(model) == 2:
+        # Known by its parts: the pair itself is made anew each time.
+        ref = f"object:{type(model[0]).__name__}-{id(model[0]):x}-{id(model[1]):x}"
+        objects[ref] = tuple(model)
+        return ref
     return _remember(model, objects)
 
 

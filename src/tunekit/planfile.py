@@ -23,7 +23,7 @@ from tunekit.plan import SCHEMA, STEP_KINDS, AdapterPlan, Plan, StepPlan, free_n
 if TYPE_CHECKING:
     import yaml
 
-__all__ = ["dump_json", "dump_yaml", "load_json", "load_yaml", "write"]
+__all__ = ["dump_json", "dump_yaml", "load_json", "load_yaml", "read_plan", "write"]
 
 HEADER = """\
 # tunekit plan. Run it: tunekit run THIS_FILE   Look at it: tunekit explain THIS_FILE
@@ -103,6 +103,11 @@ def write(text: str, path: str | os.PathLike[str] | None) -> str:
 
 
 # ---------------------------------------------------------------- reading
+
+
+def read_plan(path: str | os.PathLike[str]) -> Plan:
+    """The plan in a file: JSON if its name ends in ``.json``, else YAML. Raises as :func:`load_yaml` does."""
+    return load_yaml(Path(path))
 
 
 def load_yaml(source: str | os.PathLike[str]) -> Plan:
