@@ -197,8 +197,9 @@ class Session:
         unmet = self.unmet(spec)
         own = target.partition(":")[0].partition(".")[0]
         missing = (error.name or "").partition(".")[0]
-        line = self.install_line(spec, unmet) if unmet or spec.install else ""
-        if not line and isinstance(error, ModuleNotFoundError) and missing and missing != own:
+        absent = isinstance(error, ModuleNotFoundError)
+        line = self.install_line(spec, unmet) if unmet or (spec.install and absent) else ""
+        if not line and absent and missing and missing != own:
             line = f"pip install {missing}"
         if not line or (missing == own and not unmet):
             return PluginError(
