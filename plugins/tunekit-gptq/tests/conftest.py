@@ -139,7 +139,7 @@ def tiny_llama(folder: Path, tokenizer: Path, hidden: int, intermediate: int) ->
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=256,
-        initializer_range=0.2,
+        initializer_range=0.06,
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=2,
@@ -159,6 +159,12 @@ def tiny(stories260k: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def odd(stories260k: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose layers have 96 or 160 inputs: 64 divides none of them, 32 all."""
     return tiny_llama(tmp_path_factory.mktemp("odd") / "model", stories260k, 96, 160)
+
+
+@pytest.fixture(scope="session")
+def narrow(stories260k: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of which no layer can be packed: 40 and 72 are no multiples of 32."""
+    return tiny_llama(tmp_path_factory.mktemp("narrow") / "model", stories260k, 40, 72)
 
 
 @pytest.fixture(scope="session")

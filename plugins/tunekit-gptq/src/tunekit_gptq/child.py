@@ -25,6 +25,7 @@ _TAIL = 40
 _POLL = 0.1
 """Seconds between looks at the cancel token."""
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f]")
+_FATAL = ("Fatal Python error", "terminate called")
 _DISK_FULL = ("no space left", "os error 28", "disk quota", "os error 122")
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc")
 
@@ -145,7 +146,10 @@ def _tail(log: Path) -> str:
         return ""
     # Progress bars rewrite their line: what counts is what stood there last.
     lines = [_CONTROL.sub("", line.rstrip("\r").rpartition("\r")[2]).rstrip() for line in text.split("\n")]
-    return "\n".join([line for line in lines if line][-_TAIL:])
+    lines = [line for line in lines if line]
+    # After a crash the threads are listed; what happened stands before that.
+    fatal = [at for at, line in enumerate(lines) if line.startswith(_FATAL)]
+    return "\n".join(lines[fatal[0] :][:_TAIL] if fatal else lines[-_TAIL:])
 
 
 def _failure(last: dict[str, Any], code: int, log: Path, *, oom: bool) -> Exception:

@@ -21,8 +21,7 @@ import torch
 
 from tunekit.errors import ArtifactError, MissingDependencyError
 from tunekit.plugins import LoadedModel
-from tunekit.plugins.hf import compute_dtype, default_device
-from tunekit.plugins.hf.quiet import quiet
+from tunekit.plugins.hf import compute_dtype, default_device, quiet
 from tunekit_gptq.folder import ZERO_OFFSETS, layout_of, layout_problem, quantization_config, weight_files
 from tunekit_gptq.guard import contained
 

@@ -117,7 +117,6 @@ def main(path: str) -> int:
     try:
         send(quantize(job, send))
     except BaseException as error:  # noqa: BLE001  (whatever it is, the parent must hear of it)
-        traceback.print_exc()
         send(
             {
                 "event": "error",
@@ -127,12 +126,16 @@ def main(path: str) -> int:
                 "traceback": traceback.format_exc()[-4000:],
             }
         )
+        # The log may lie on the disk that is full.
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         return 1
     return 0
 
 
 if __name__ == "__main__":
     code = main(sys.argv[1])
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
     # Threads of GPTQModel's pools may hang at interpreter shutdown; the work is done and saved.
     os._exit(code)
