@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,7 +75,7 @@ def test_every_token_is_a_target_once(tmp_path: Path, length: int) -> None:
             if label != IGNORE:
                 assert position > 0
                 pairs.append((previous, label))
-    expected = [pair for ids in documents(file) for pair in zip(ids, ids[1:], strict=False)]
+    expected = [pair for ids in documents(file) for pair in pairwise(ids)]
     assert pairs == expected
     assert blocks.targets == len(expected)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import threading
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def load_gguf(path: Path, dtype: Any = None) -> LoadedModel:
         raise MissingDependencyError(
             f"Reading {path} needs the package gguf.", asked=str(path), fix="pip install 'gguf>=0.17'"
         )
-    with quiet(), _no_bar():
+    with quiet(), _read_once():
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
@@ -85,14 +86,21 @@ def _unpacked(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _no_bar() -> Iterator[None]:
-    """The GGUF reader draws a progress bar that none of the libraries' switches turns off."""
+def _read_once() -> Iterator[None]:
+    """Keep the library from parsing one file three times and from drawing a bar that none of its switches turns off.
+
+    It reads the header anew for the tokenizer, the config and the weights, and builds the table of tensor names for
+    every module: more than half of the time. For as long as the block lasts, both are remembered.
+    """
+    import gguf
     from transformers import modeling_gguf_pytorch_utils as reader
 
     with _lock:
-        before = reader.tqdm
+        before = (gguf.GGUFReader, gguf.get_tensor_name_map, reader.tqdm)
+        gguf.GGUFReader = functools.cache(gguf.GGUFReader)
+        gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
         reader.tqdm = lambda items, **kwargs: items
         try:
             yield
         finally:
-            reader.tqdm = before
+            gguf.GGUFReader, gguf.get_tensor_name_map, reader.tqdm = before

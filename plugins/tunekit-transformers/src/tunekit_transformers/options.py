@@ -10,7 +10,7 @@ from tunekit.plugins.options import TrainOptions
 
 __all__ = ["PostPretrainOptions", "PretrainOptions"]
 
-EMBEDDED_STEPS = 120
+EMBEDDED_STEPS = 500
 """Optimizer steps of a bare ``pretrain()``: enough to see the loss fall, short enough for a laptop."""
 
 EMBEDDED_STEPS_POST = 8
@@ -20,9 +20,9 @@ EMBEDDED_STEPS_POST = 8
 class PretrainOptions(TrainOptions):
     """Options of ``pretrain``: a Llama model from random weights, and its tokenizer."""
 
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=4, ge=1)
     """Blocks per device and micro-batch."""
-    max_length: int = Field(default=256, ge=8)
+    max_length: int = Field(default=128, ge=8)
     """Tokens per block. Documents are packed one after the other; a longer one continues in the next block."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Peak learning rate. None: 0.003, which suits models of about a million parameters."""
@@ -36,7 +36,7 @@ class PretrainOptions(TrainOptions):
     """Most tokens of the byte-level BPE tokenizer that is trained on the corpus."""
     hidden_size: int = Field(default=128, ge=8)
     """Width of the model."""
-    layers: int = Field(default=4, ge=1)
+    layers: int = Field(default=2, ge=1)
     """Transformer blocks."""
     heads: int = Field(default=4, ge=1)
     """Attention heads."""

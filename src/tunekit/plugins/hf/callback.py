@@ -22,7 +22,7 @@ _SLOW_SAVE = 2.0
 _SAVE_SHARE = 4.0
 
 
-class TunekitCallback(TrainerCallback):  # type: ignore[misc]
+class TunekitCallback(TrainerCallback):
     """Reports every optimizer step to a :class:`StepContext`, guards checkpoints, and stops when asked to.
 
     - After each step: ``ctx.metrics`` (loss, learning_rate, grad_norm, epoch, tokens and what the trainer adds) and

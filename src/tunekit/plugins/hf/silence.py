@@ -60,7 +60,8 @@ def _enter() -> list[Any]:
     from transformers.utils import logging as hf_logging
 
     hub: Any = importlib.import_module("huggingface_hub.utils")
-    # Both configure their loggers on first use, which must come before the handlers are swapped.
+    # These configure their loggers on first use, which must come before the handlers are swapped.
+    importlib.import_module("torch")
     hf_logging.get_logger("transformers")
     restore: list[Any] = [_variables_back(absent)]
     bars = hf_logging.is_progress_bar_enabled()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -110,16 +112,12 @@ def _is_main() -> bool:
 
 def _drop_unfinished(folder: Path) -> None:
     """Give the space of a checkpoint that could not be completed back, so that a full disk stays usable."""
-    import contextlib
-
+    if not _is_main():
+        return
     with contextlib.suppress(OSError):
-        good, problems = good_checkpoint(folder)
-        if problems and _is_main():
-            import shutil
-
-            for line in problems:
-                shutil.rmtree(folder / line.partition(":")[0], ignore_errors=True)
-        del good
+        _, problems = good_checkpoint(folder)
+        for line in problems:
+            shutil.rmtree(folder / line.partition(":")[0], ignore_errors=True)
 
 
 class _counting_targets:  # noqa: N801  (used as a context manager)
