@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from tunekit.errors import OptionsError, RunCancelled, StepError
 from tunekit.plugins import ChoiceRequest, GenerationRequest
 from tunekit_evals import TransformersRunner
@@ -14,10 +15,20 @@ from tunekit_evals.encoder import ChoicePrompt
 from tunekit_evals.runner import Answer, Prompt
 
 HEAD = "Once upon a time there was a little girl who had a red ball.\n\n"
-SHOTS = tuple(f"Tom saw {n} {what} in the park. How many {what}? {n}\n\n" for n, what in
-              [("two", "dogs"), ("six", "birds"), ("five", "cats")])
-ENDINGS = ["Lily had a big", "The dog", "One day, Tom and his friend went to the park to play. They saw a",
-           "Mom said", "It was a very sunny day and the", "A cat sat on the", "He was", "She liked to play with the"]
+SHOTS = tuple(
+    f"Tom saw {n} {what} in the park. How many {what}? {n}\n\n"
+    for n, what in [("two", "dogs"), ("six", "birds"), ("five", "cats")]
+)
+ENDINGS = [
+    "Lily had a big",
+    "The dog",
+    "One day, Tom and his friend went to the park to play. They saw a",
+    "Mom said",
+    "It was a very sunny day and the",
+    "A cat sat on the",
+    "He was",
+    "She liked to play with the",
+]
 CHOICES = (" ball", " cake and a toy", " happy dog.", " tree")
 
 
@@ -28,8 +39,9 @@ def choices(ending: str) -> ChoiceRequest:
 
 def story(ending: str, stop: tuple[str, ...] = (), new: int = 24) -> GenerationRequest:
     prefix = HEAD + "".join(SHOTS)
-    return GenerationRequest(context=prefix + ending, stop=stop, max_new_tokens=new, prefix=prefix,
-                             parts=(HEAD, *SHOTS, ending))
+    return GenerationRequest(
+        context=prefix + ending, stop=stop, max_new_tokens=new, prefix=prefix, parts=(HEAD, *SHOTS, ending)
+    )
 
 
 def answers(runner: TransformersRunner, requests: list[Any]) -> list[Answer]:
@@ -66,8 +78,9 @@ def configs() -> dict[str, Any]:
     return {
         "qwen2": Qwen2Config(**dense),
         "mistral with a window": MistralConfig(**dense, sliding_window=24),
-        "gemma2 with soft caps": Gemma2Config(**dense, head_dim=8, sliding_window=24, query_pre_attn_scalar=8,
-                                              final_logit_softcapping=5.0),
+        "gemma2 with soft caps": Gemma2Config(
+            **dense, head_dim=8, sliding_window=24, query_pre_attn_scalar=8, final_logit_softcapping=5.0
+        ),
         "gpt2": GPT2Config(vocab_size=512, n_embd=32, n_layer=2, n_head=4, n_positions=512),
         "bloom with alibi": BloomConfig(vocab_size=512, hidden_size=32, n_layer=2, n_head=4, seq_length=512),
         "gpt_neox": GPTNeoXConfig(**small, intermediate_size=64, max_position_embeddings=512),
@@ -109,9 +122,7 @@ def test_other_architectures(stories: tuple[Any, Any], name: str) -> None:
     assert want[0].response.logprobs[choice] == pytest.approx(defined, abs=1e-4)
 
 
-def test_a_cache_that_cannot_be_shared_is_found_out(
-    stories: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_that_cannot_be_shared_is_found_out(stories: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Sabotage: a cache that comes back wrong. Scores stay right and the reason is recorded."""
     from tunekit_evals import engine
 
@@ -170,10 +181,13 @@ def test_exactly_one_bos(stories: tuple[Any, Any]) -> None:
 
 def test_spaces_at_the_end_of_the_prompt_belong_to_the_answer(stories: tuple[Any, Any]) -> None:
     runner = TransformersRunner(*stories)
-    with_space, without = answers(runner, [
-        ChoiceRequest(context="The dog ", choices=("ran", "sat")),
-        ChoiceRequest(context="The dog", choices=(" ran", " sat")),
-    ])
+    with_space, without = answers(
+        runner,
+        [
+            ChoiceRequest(context="The dog ", choices=("ran", "sat")),
+            ChoiceRequest(context="The dog", choices=(" ran", " sat")),
+        ],
+    )
     assert with_space.response.logprobs == pytest.approx(without.response.logprobs, abs=1e-5)
 
 

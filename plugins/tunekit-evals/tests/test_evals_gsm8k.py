@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tunekit.errors import DataError
 from tunekit.plugins import Response
 from tunekit_evals.gsm8k import Gsm8k, flexible, strict

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tunekit.errors import DataError
 from tunekit.plugins import Response
 from tunekit_evals.mmlu import Mmlu, _evenly
@@ -50,7 +51,7 @@ def test_limit_is_the_first_rows_of_a_named_subject(shared_data: Path) -> None:
 
 
 def test_limit_over_subjects_is_even(shared_data: Path) -> None:
-    mmlu, rows = rows_of(shared_data / "mmlu", limit=80)
+    _, rows = rows_of(shared_data / "mmlu", limit=80)
     counts: dict[str, int] = {}
     for row in rows:
         counts[row["subject"]] = counts.get(row["subject"], 0) + 1
@@ -139,8 +140,9 @@ def test_hub_rows_are_the_same_rows(monkeypatch: pytest.MonkeyPatch, shared_data
             path = shared_data / "mmlu" / split / f"{subject}_{split}.csv"
             with path.open(encoding="utf-8", newline="") as stream:
                 for question, *choices, letter in csv.reader(stream):
-                    rows.append({"question": question, "subject": subject, "choices": choices,
-                                 "answer": "ABCD".index(letter)})
+                    rows.append(
+                        {"question": question, "subject": subject, "choices": choices, "answer": "ABCD".index(letter)}
+                    )
         return datasets.Dataset.from_list(rows)
 
     monkeypatch.setattr(datasets, "load_dataset", load)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tunekit.plugins import ChoiceRequest
 from tunekit_evals import TransformersRunner, run_benchmark
 from tunekit_evals.mmlu import Mmlu
@@ -33,8 +34,14 @@ def test_mmlu_equals_the_harness_in_every_row(
     task = reference(shared_data, "stories260k")[f"mmlu_{subject}_0shot"]
     mmlu = Mmlu()
     rows = mmlu.rows(shared_data / "mmlu", {"subjects": [subject], "num_fewshot": 0})
-    score = run_benchmark(mmlu, rows, TransformersRunner(*stories, batch_size=batch_size), task["n"],
-                          rows_path=tmp_path / "rows.jsonl", name="mmlu")
+    score = run_benchmark(
+        mmlu,
+        rows,
+        TransformersRunner(*stories, batch_size=batch_size),
+        task["n"],
+        rows_path=tmp_path / "rows.jsonl",
+        name="mmlu",
+    )
     assert score.n == task["n"] == len(score.rows)
     assert score.value == pytest.approx(task["acc"])
     for number, (row, item) in enumerate(zip(score.rows, task["items"], strict=True)):

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 
 import pytest
+
 from tunekit_evals.files import SAMPLE, read_jsonl
 from tunekit_evals.gsm8k import Gsm8k
 from tunekit_evals.mmlu import Mmlu

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Prompt", "Runner", "TransformersRunner", "run_benchmark"]
 
-_WHERE = {name: "tunekit_evals.runner" for name in __all__} | {"TransformersRunner": "tunekit_evals.engine"}
+_WHERE = dict.fromkeys(__all__, "tunekit_evals.runner") | {"TransformersRunner": "tunekit_evals.engine"}
 
 
 def __getattr__(name: str) -> Any:

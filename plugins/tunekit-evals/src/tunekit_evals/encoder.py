@@ -1,8 +1,8 @@
 """From requests to token ids: template, one beginning-of-sequence token, context and choice together, fitting.
 
 The boundary between context and choice follows lm-evaluation-harness (``TemplateLM._encode_pair``): white space at
-the end of the context belongs to the choice, context and choice are tokenized together, and the choice's tokens are those after as
-many as the context alone has.
+the end of the context belongs to the choice, context and choice are tokenized together, and the choice's tokens are
+those after as many as the context alone has.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 from tunekit.errors import OptionsError, StepError
 from tunekit.plugins import ChoiceRequest, GenerationRequest, Request
-
 from tunekit_evals.runner import Prompt
 
 __all__ = ["ChoicePrompt", "Encoder", "GenerationPrompt", "Scored", "context_length"]
@@ -101,8 +100,14 @@ class Encoder:
     def _ids(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
         if not texts:
             return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=special, padding=False, truncation=False,
-                                 return_attention_mask=False, verbose=False)
+        encoded = self.tokenizer(
+            list(texts),
+            add_special_tokens=special,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            verbose=False,
+        )
         return [list(ids) for ids in encoded["input_ids"]]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -139,11 +144,24 @@ class Encoder:
     def prepare(self, requests: Sequence[Request]) -> list[Prompt]:
         """Tokenize and fit, in order. What fits at once is tokenized in one call."""
         texts = [self.render(request.context) for request in requests]
-        contexts = iter(self.encode([_split(text)[0] if isinstance(request, ChoiceRequest) else text
-                                     for text, request in zip(texts, requests, strict=True)]))
-        wholes = iter(self.encode([whole for text, request in zip(texts, requests, strict=True)
-                                   if isinstance(request, ChoiceRequest)
-                                   for whole in self._wholes(text, request)]))
+        contexts = iter(
+            self.encode(
+                [
+                    _split(text)[0] if isinstance(request, ChoiceRequest) else text
+                    for text, request in zip(texts, requests, strict=True)
+                ]
+            )
+        )
+        wholes = iter(
+            self.encode(
+                [
+                    whole
+                    for text, request in zip(texts, requests, strict=True)
+                    if isinstance(request, ChoiceRequest)
+                    for whole in self._wholes(text, request)
+                ]
+            )
+        )
         prompts: list[Prompt] = []
         for text, request in zip(texts, requests, strict=True):
             context = next(contexts)
@@ -160,9 +178,7 @@ class Encoder:
         choices = [choice.lstrip(" ") if self.chat_template else choice for choice in request.choices]
         return [context + spaces + choice for choice in choices]
 
-    def _choice(
-        self, request: ChoiceRequest, text: str, context: list[int], wholes: list[list[int]]
-    ) -> ChoicePrompt:
+    def _choice(self, request: ChoiceRequest, text: str, context: list[int], wholes: list[list[int]]) -> ChoicePrompt:
         dropped = 0
         shorter = _shorter(request)
         while self.max_length is not None and max(map(len, wholes)) - 1 > self.max_length:
@@ -179,8 +195,9 @@ class Encoder:
             start = self.tokenizer.bos_token_id
             start = self.tokenizer.eos_token_id if start is None else start
             if start is None:
-                raise StepError("An empty prompt cannot be scored: the tokenizer has no start token.",
-                                code="empty-prompt")
+                raise StepError(
+                    "An empty prompt cannot be scored: the tokenizer has no start token.", code="empty-prompt"
+                )
             context, wholes = [start], [[start, *whole] for whole in wholes]
         inputs: dict[tuple[int, ...], Scored] = {}
         cut = False

@@ -9,15 +9,15 @@ pass: an architecture whose cache cannot be shared is scored without sharing.
 from __future__ import annotations
 
 import copy
-import os
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
 from tunekit.errors import StepError
 from tunekit.plugins import Request, Response
-
 from tunekit_evals.encoder import ChoicePrompt, Encoder, GenerationPrompt, Scored, context_length
 from tunekit_evals.runner import Answer, Prompt
 
@@ -134,8 +134,10 @@ class TransformersRunner:
         found: dict[int, dict[int, float]] = {}
         waiting = {index: len(prompts[index].inputs) for index in members}
         for start in range(0, len(queue), self.batch_size):
-            batch = [item for item in queue[start : start + self.batch_size] if item[0] in wanted]
-            if not batch:
+            batch = queue[start : start + self.batch_size]
+            # The whole batch, even if some rows are done: rounding depends on it, and a continued run must equal an
+            # uninterrupted one to the last digit.
+            if all(index not in wanted for index, _ in batch):
                 continue
             self._check()
             inputs = [scored for _, scored in batch]
@@ -144,13 +146,16 @@ class TransformersRunner:
             for (index, _), values in zip(batch, self._log_probs(inputs, shared), strict=True):
                 found.setdefault(index, {}).update(values)
                 waiting[index] -= 1
-                if not waiting[index]:
+                if not waiting[index] and index in wanted:
                     prompt, by_choice = prompts[index], found.pop(index)
-                    yield index, Answer(
-                        response=Response(
-                            logprobs=tuple(by_choice[choice] for choice in range(len(by_choice))),
-                            truncated=prompt.cut or prompt.shots_dropped > 0,
-                        )
+                    yield (
+                        index,
+                        Answer(
+                            response=Response(
+                                logprobs=tuple(by_choice[choice] for choice in range(len(by_choice))),
+                                truncated=prompt.cut or prompt.shots_dropped > 0,
+                            )
+                        ),
                     )
 
     @torch.no_grad()
@@ -165,9 +170,7 @@ class TransformersRunner:
         ids = torch.tensor([rest + [0] * (width - len(rest)) for rest in rests], device=self.device)
         most = max(len(scored.ids) - scored.first for scored in batch)
         # From the first scored position of an input to its end; the last is repeated so that all have the same number.
-        positions = [
-            [min(scored.first + i, len(scored.ids) - 1) - skip for i in range(most)] for scored in batch
-        ]
+        positions = [[min(scored.first + i, len(scored.ids) - 1) - skip for i in range(most)] for scored in batch]
         arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         if shared is not None:
             arguments |= {"past_key_values": _fork(shared.cache, len(batch)), "use_cache": True}
@@ -183,7 +186,7 @@ class TransformersRunner:
                 token = torch.tensor(answer, device=scores.device)
                 values[choice] = scores[at, token].sub(normal[at]).double().sum()
             for choice, value in zip(values, torch.stack(list(values.values())).tolist(), strict=True):
-                if value != value or value == float("inf"):
+                if not math.isfinite(value):
                     raise StepError(
                         "The model's logits are not finite, so it cannot be scored.",
                         code="nan-logits",
@@ -205,14 +208,11 @@ class TransformersRunner:
             if not batch:
                 continue
             chosen = [prompts[index] for index in batch]
-            if (shared is not None or len(batch) > 1) and not (self._padding_proven and self._sharing_proven):
-                shared, size_proven = self._prove_generation(chosen, shared)
-                if not size_proven:
-                    self._pads = False
-                    yield from self._generations(prompts, members[start:], wanted, shared)
-                    return
-            for index, answer in zip(batch, self._generate(chosen, shared), strict=True):
-                yield index, answer
+            shared = self._prove_generation(chosen, shared)
+            if not self._pads and len(batch) > 1:
+                yield from self._generations(prompts, members[start:], wanted, shared)
+                return
+            yield from zip(batch, self._generate(chosen, shared), strict=True)
 
     @torch.no_grad()
     def _generate(self, batch: Sequence[GenerationPrompt], shared: _Shared | None) -> list[Answer]:
@@ -223,8 +223,11 @@ class TransformersRunner:
         while True:
             self._check()
             if not bool(torch.isfinite(logits).any(dim=-1).all()) or bool(torch.isnan(logits).any()):
-                raise StepError("The model's logits are not finite, so it cannot generate.", code="nan-logits",
-                                fix="load the model in float32, or look at the training step before")
+                raise StepError(
+                    "The model's logits are not finite, so it cannot generate.",
+                    code="nan-logits",
+                    fix="load the model in float32, or look at the training step before",
+                )
             tokens = logits.argmax(dim=-1).tolist()
             staying = []
             for place, (row, token) in enumerate(zip(state.rows, tokens, strict=True)):
@@ -238,9 +241,7 @@ class TransformersRunner:
             state.keep(staying)
             logits = state.step(self.model, [written[row][-1] for row in state.rows])
 
-    def _start(
-        self, batch: Sequence[GenerationPrompt], shared: _Shared | None
-    ) -> tuple[torch.Tensor, _Generating]:
+    def _start(self, batch: Sequence[GenerationPrompt], shared: _Shared | None) -> tuple[torch.Tensor, _Generating]:
         skip = len(shared.ids) if shared else 0
         rests = [prompt.context[skip:] for prompt in batch]
         width = max(map(len, rests))
@@ -293,8 +294,10 @@ class TransformersRunner:
         """Run the tokens all contexts begin with, if that pays. Every context keeps at least one token of its own."""
         if not self.share_prefix or self.sharing_refused or len(contexts) < 2:
             return None
-        common = os.path.commonprefix([min(contexts), max(contexts)])
-        ids = common[: min(map(len, contexts)) - 1]
+        # What the first and the last in order share, all between them share.
+        first, last = min(contexts), max(contexts)
+        most = min(map(len, contexts)) - 1
+        ids = first[: next((i for i in range(most) if first[i] != last[i]), most)]
         if len(ids) < MIN_SHARED:
             return None
         self._check()
@@ -303,7 +306,7 @@ class TransformersRunner:
             cache = self._forward_for_cache(arguments)
             _fork(cache, 2)
         except _CANNOT as error:
-            self._refuse(error)
+            self.sharing_refused = _reason(error)
             return None
         return _Shared(ids=list(ids), cache=cache)
 
@@ -316,11 +319,6 @@ class TransformersRunner:
             raise ValueError("the model returns no key-value cache")
         return cache
 
-    def _refuse(self, error: BaseException | str) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise error
-        self.sharing_refused = str(error).splitlines()[0] if str(error) else type(error).__name__
-
     def _prove_sharing(self, scored: Scored, shared: _Shared) -> _Shared | None:
         """``shared`` if the model gives the same log-probabilities with and without it."""
         plain = self._log_probs([scored], None)[0]
@@ -328,53 +326,53 @@ class TransformersRunner:
             # Twice the input: a cache that one row spoils for the other shows as well.
             both = self._log_probs([scored, scored], shared)
         except _CANNOT as error:
-            self._refuse(error)
+            self.sharing_refused = _reason(error)
             return None
         worst = max(abs(values[choice] - plain[choice]) for values in both for choice in plain)
         if worst > self._tolerance:
-            self._refuse(f"log-probabilities with a shared cache differ by {worst:.2g}")
+            self.sharing_refused = f"log-probabilities differ by {worst:.2g}"
             return None
         self._sharing_proven = True
         return shared
 
     @torch.no_grad()
-    def _prove_generation(
-        self, batch: Sequence[GenerationPrompt], shared: _Shared | None
-    ) -> tuple[_Shared | None, bool]:
-        """(``shared`` or None, whether rows may be padded): the first token's log-probabilities of the most padded row
-        agree with those of the row alone, without sharing."""
+    def _prove_generation(self, batch: Sequence[GenerationPrompt], shared: _Shared | None) -> _Shared | None:
+        """``shared``, or None if sharing spoils the first token; also notes whether padding spoils it.
+
+        Compared is the most padded row with the same row alone and whole; once per model.
+        """
         shortest = min(batch, key=lambda prompt: len(prompt.context))
         longest = max(batch, key=lambda prompt: len(prompt.context))
+        shares = shared is not None and not self._sharing_proven
+        pads = len(longest.context) > len(shortest.context) and not self._padding_proven
+        if not shares and not pads:
+            return shared
         alone = torch.log_softmax(self._start([shortest], None)[0][0].float(), dim=-1)
         best = alone.argmax()
 
-        def agrees(rows: Sequence[GenerationPrompt], prefix: _Shared | None) -> str:
+        def spoils(rows: Sequence[GenerationPrompt], prefix: _Shared | None) -> str:
             try:
                 logits = self._start(rows, prefix)[0][-1]
             except _CANNOT as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
-                return str(error).splitlines()[0] if str(error) else type(error).__name__
+                return _reason(error)
             worst = float((torch.log_softmax(logits.float(), dim=-1)[best] - alone[best]).abs())
-            # A NaN is the model's and is reported where it generates.
+            # Not a number: the model's own fault, reported where it generates.
             return f"log-probabilities differ by {worst:.2g}" if worst > self._tolerance else ""
 
-        if shared is not None and not self._sharing_proven:
-            reason = agrees([shortest], shared)
-            if reason:
-                self._refuse(reason)
-                shared = None
-            else:
-                self._sharing_proven = True
-        if len(batch) > 1 and not self._padding_proven:
-            self._padding_proven = not agrees([longest, shortest], shared)
-            return shared, self._padding_proven
-        return shared, True
+        if shares:
+            self.sharing_refused = spoils([shortest], shared)
+            self._sharing_proven = not self.sharing_refused
+            shared = shared if self._sharing_proven else None
+        if pads:
+            self._padding_proven = self._pads = not spoils([longest, shortest], shared)
+        return shared
 
     @property
     def _tolerance(self) -> float:
-        exact = getattr(self.model, "dtype", torch.float32) in (torch.float32, torch.float64)
-        return 1e-3 if exact else 0.25
+        """How far rounding may move a log-probability: kernels of few bits round by the shape of their input."""
+        full = getattr(self.model, "dtype", torch.float32) in (torch.float32, torch.float64)
+        plain = getattr(self.model.config, "quantization_config", None) is None
+        return 1e-3 if full and plain else 0.25
 
 
 @dataclass
@@ -399,8 +397,11 @@ class _Generating:
         except TypeError:
             out = model(**arguments)
         if out.past_key_values is None:
-            raise StepError("The model keeps no key-value cache, so it cannot be asked to generate here.",
-                            code="no-cache", found=type(model).__name__)
+            raise StepError(
+                "The model keeps no key-value cache, so it cannot be asked to generate here.",
+                code="no-cache",
+                found=type(model).__name__,
+            )
         self.cache = out.past_key_values
         logits: torch.Tensor = out.logits[:, -1]
         return logits
@@ -421,6 +422,13 @@ class _Generating:
         self.positions = self.positions[chosen]
         self.mask = self.mask[chosen] if self.mask is not None else None
         self.cache.batch_select_indices(chosen)
+
+
+def _reason(error: BaseException) -> str:
+    """Why a model cannot do something. Too little memory is no such reason and is raised."""
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _fork(cache: Any, rows: int) -> Any:
@@ -479,8 +487,7 @@ def _logits_selection(model: Any, device: torch.device) -> _Selection:
         try:
             given = way(model, arguments, positions)
         except _CANNOT as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
+            _reason(error)
             continue
         if given.shape == expected.shape and torch.allclose(given, expected, rtol=1e-2, atol=1e-3, equal_nan=True):
             return way

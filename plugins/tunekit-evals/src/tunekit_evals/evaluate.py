@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.plugins import Artifact, BenchmarkJob, Score, StepContext
-
 from tunekit_evals.engine import TransformersRunner
 from tunekit_evals.runner import run_benchmark
 
@@ -36,7 +35,7 @@ class Evaluate:
         options: Mapping[str, Any] = ctx.options.model_dump()
         names = _names(ctx.benchmarks)
         questions = {
-            name: list(job.benchmark.rows(job.source, options))
+            name: list(job.benchmark.rows(job.source, _for(job, options)))
             for name, job in zip(names, ctx.benchmarks, strict=True)
         }
         loaded = ctx.model()
@@ -55,7 +54,7 @@ class Evaluate:
             for name, job in zip(names, ctx.benchmarks, strict=True):
                 ctx.cancel.raise_if_cancelled()
                 started = time.monotonic()
-                scores[name] = self._score(ctx, options, name, job, questions.pop(name), runner)
+                scores[name] = self._score(ctx, _for(job, options), name, job, questions.pop(name), runner)
                 seconds[name] = round(time.monotonic() - started, 3)
                 ctx.metrics(0, {name: scores[name].value})
         finally:
@@ -77,13 +76,13 @@ class Evaluate:
         runner: TransformersRunner,
     ) -> Score:
         sample = job.source is None and options.get("data") != "hub"
-        if sample:
+        if sample and "sample" not in ctx.step.embedded:
             ctx.notice(
                 "sample-benchmark",
                 f"{name}: {SAMPLE_SOURCE}. A few questions written for tunekit, for trying out; "
                 'evaluate(data=<folder>) or evaluate(data="hub") measures on the published ones.',
             )
-        elif not options["chat_template"] and getattr(runner.encoder.tokenizer, "chat_template", None):
+        if not sample and not options["chat_template"] and getattr(runner.encoder.tokenizer, "chat_template", None):
             ctx.notice(
                 "chat-template",
                 f"{name}: asked as plain text, without the model's chat template (chat_template=True uses it).",
@@ -102,7 +101,6 @@ class Evaluate:
             source=SAMPLE_SOURCE if sample else job.source_label or f"hub:{getattr(job.benchmark, 'hub', '')}",
             comparable=not sample,
             progress=_throttled(lambda done, of: ctx.progress(done, of, "rows", label=name)),
-            check=ctx.cancel.raise_if_cancelled,
         )
         self._report(ctx, name, score, runner)
         # Relative: the folder is renamed when the step is published.
@@ -113,8 +111,9 @@ class Evaluate:
         key = {
             "weights": ctx.input_weights_hash,
             "tunekit-evals": version("tunekit-evals"),
+            "data": str(options["data"]),
             "options": {
-                key: value for key, value in options.items() if key not in ("batch_size", "limit", "benchmarks")
+                key: value for key, value in options.items() if key not in ("batch_size", "limit", "benchmarks", "data")
             },
         }
         written = path.with_suffix(".key.json")
@@ -145,6 +144,12 @@ class Evaluate:
                 f"{name}: examples were computed for each question anew ({runner.sharing_refused}); scores are right, "
                 "but slower.",
             )
+
+
+def _for(job: BenchmarkJob, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with ``data`` as it is for one benchmark: a path, ``"hub"`` or None."""
+    data = options["data"]
+    return {**options, "data": data.get(job.component.name) if isinstance(data, Mapping) else data}
 
 
 def _names(jobs: Any) -> list[str]:

@@ -11,7 +11,16 @@ from typing import Any
 
 from tunekit.errors import DataError, MissingDependencyError
 
-__all__ = ["SAMPLE", "check_fields", "from_hub", "read_csv", "read_json", "read_jsonl", "require_folder", "short_of_examples"]
+__all__ = [
+    "SAMPLE",
+    "check_fields",
+    "from_hub",
+    "read_csv",
+    "read_json",
+    "read_jsonl",
+    "require_folder",
+    "short_of_examples",
+]
 
 SAMPLE = Path(__file__).parent / "sample"
 """The embedded sample, in the publishers' file formats."""
@@ -58,8 +67,13 @@ def _text(path: Path) -> str:
     except FileNotFoundError:
         raise DataError(f"{path} is not there.", code="no-file", details={"file": str(path)}) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read.", code="unreadable", found=str(error),
-                        fix="the file must be readable UTF-8 text", details={"file": str(path)}) from error
+        raise DataError(
+            f"{path} cannot be read.",
+            code="unreadable",
+            found=str(error),
+            fix="the file must be readable UTF-8 text",
+            details={"file": str(path)},
+        ) from error
 
 
 def read_csv(path: Path) -> Iterator[tuple[str, int, list[str]]]:
@@ -76,8 +90,12 @@ def read_csv(path: Path) -> Iterator[tuple[str, int, list[str]]]:
                 number += 1
                 yield str(path), number, cells
     except csv.Error as error:
-        raise DataError(f"{path} is damaged.", code="csv", found=f"row {number + 1}: {error}",
-                        details={"file": str(path), "row": number + 1, "field": "columns"}) from error
+        raise DataError(
+            f"{path} is damaged.",
+            code="csv",
+            found=f"row {number + 1}: {error}",
+            details={"file": str(path), "row": number + 1, "field": "columns"},
+        ) from error
 
 
 def read_json(path: Path) -> Any:
@@ -104,8 +122,12 @@ def read_jsonl(path: Path, needed: Iterable[str]) -> Iterator[tuple[str, int, di
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DataError(f"A line of {path} is not JSON.", code="json", found=f"line {number}: {error}",
-                            details={"file": str(path), "row": number}) from error
+            raise DataError(
+                f"A line of {path} is not JSON.",
+                code="json",
+                found=f"line {number}: {error}",
+                details={"file": str(path), "row": number},
+            ) from error
         check_fields(row, needed, str(path), number)
         yield str(path), number, row
 
@@ -136,11 +158,13 @@ def from_hub(repository: str, config: str, split: str) -> Iterable[Mapping[str, 
     try:
         import datasets
     except ImportError as error:
-        raise MissingDependencyError("Published data needs the package datasets.", asked='data="hub"',
-                                     fix="pip install 'datasets>=4.7,<6'") from error
+        raise MissingDependencyError(
+            "Published data needs the package datasets.", asked='data="hub"', fix="pip install 'datasets>=4.7,<6'"
+        ) from error
     try:
+        # Network, hub and cache errors have no common base.
         rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(repository, config, split=split)
-    except Exception as error:  # noqa: BLE001  (network, hub and cache errors have no common base)
+    except Exception as error:
         raise DataError(
             f"The published data of {repository} cannot be loaded.",
             code="hub",

@@ -19,7 +19,6 @@ from typing import Any
 
 from tunekit.errors import DataError
 from tunekit.plugins import GenerationRequest, Response, ScoredRow
-
 from tunekit_evals.files import SAMPLE, check_fields, from_hub, read_jsonl, require_folder, short_of_examples
 
 __all__ = ["Gsm8k", "flexible", "strict", "target"]

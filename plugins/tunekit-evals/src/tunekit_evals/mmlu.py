@@ -1,8 +1,8 @@
 """MMLU (Hendrycks et al. 2021, arXiv:2009.03300): letters by log-likelihood.
 
-Prompt and score are those of the original evaluation, in the wording of lm-evaluation-harness's ``mmlu`` tasks: a header
-that names the subject, the five development examples in file order, "Answer:", and the four letters with a leading space.
-Each question weighs the same; the mean over subjects is reported beside it.
+Prompt and score are those of the original evaluation, in the wording of lm-evaluation-harness's ``mmlu`` tasks: a
+header that names the subject, the five development examples in file order, "Answer:", and the four letters with a
+leading space. Each question weighs the same; the mean over subjects is reported beside it.
 
 Data: the publisher's folder (``dev/<subject>_dev.csv``, ``test/<subject>_test.csv``, no header: question, A, B, C, D,
 letter), ``categories.json`` beside them if there.
@@ -16,7 +16,6 @@ from typing import Any
 
 from tunekit.errors import DataError, nearest
 from tunekit.plugins import ChoiceRequest, Response, ScoredRow
-
 from tunekit_evals.files import SAMPLE, from_hub, read_csv, read_json, require_folder, short_of_examples
 
 __all__ = ["Mmlu"]
@@ -58,8 +57,10 @@ class Mmlu:
 
     def request(self, row: Mapping[str, Any]) -> ChoiceRequest:
         """Header, examples, question; the choices are the letters."""
-        head = ("The following are multiple choice questions (with answers) about "
-                f"{' '.join(row['subject'].split('_'))}.\n\n")
+        head = (
+            "The following are multiple choice questions (with answers) about "
+            f"{' '.join(row['subject'].split('_'))}.\n\n"
+        )
         shots = [f"{_question(shot)} {shot['answer']}\n\n" for shot in row["shots"]]
         question = _question(row)
         prefix = head + "".join(shots)
@@ -166,7 +167,9 @@ def _parse(cells: Sequence[str], file: str, number: int) -> dict[str, Any]:
 
 def _chosen(subjects: Sequence[str] | None, known: Sequence[str], where: str) -> list[str]:
     if not known:
-        raise DataError("There are no MMLU subjects.", code="no-subjects", asked="<subject>_test.csv files", found=where)
+        raise DataError(
+            "There are no MMLU subjects.", code="no-subjects", asked="<subject>_test.csv files", found=where
+        )
     unknown = [name for name in subjects or () if name not in known]
     if unknown:
         raise DataError(

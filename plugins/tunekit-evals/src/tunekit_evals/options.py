@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator
+
 from tunekit.plugins import Options
 
 __all__ = ["EvaluateOptions"]
@@ -22,15 +23,15 @@ class EvaluateOptions(Options):
 
     benchmarks: _Names = ["mmlu", "gsm8k"]
     """Names of benchmarks."""
-    data: str | None = None
+    data: str | dict[str, str] | None = None
     """Folder with one sub-folder per benchmark in its publisher's own file format; ``"hub"`` loads the published data
-    through the ``datasets`` library. None: the embedded sample, whose scores compare with nothing. Nothing is
-    downloaded unless ``"hub"`` is said."""
+    through the ``datasets`` library. Or a mapping from benchmark to its own folder or ``"hub"``. None: the embedded
+    sample, whose scores compare with nothing. Nothing is downloaded unless ``"hub"`` is said."""
     limit: int | None = Field(default=None, ge=1)
     """Rows per benchmark. Over several subjects they are taken evenly, from the start of each subject; within a subject
     they are the first rows in file order."""
     subjects: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] | None = None
-    """Only these subjects, for benchmarks that have subjects, such as ``["anatomy"]``. None: all that are in the data."""
+    """Only these subjects, for benchmarks that have subjects, such as ``["anatomy"]``. None: all in the data."""
     num_fewshot: int | None = Field(default=None, ge=0)
     """Worked examples before each question. None: the benchmark's own number (mmlu 5, gsm8k 8)."""
     chat_template: bool = False

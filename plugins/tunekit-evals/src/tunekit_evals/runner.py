@@ -11,6 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -102,7 +103,6 @@ def run_benchmark(
     source: str = "",
     comparable: bool = True,
     progress: Callable[[int, int], None] | None = None,
-    check: Callable[[], None] | None = None,
 ) -> Score:
     """Ask every row, judge the answers, and put the score together.
 
@@ -119,7 +119,6 @@ def run_benchmark(
         source: where the rows come from, for the score.
         comparable: False for the embedded sample.
         progress: called with rows done and rows in all.
-        check: called between batches; raises to stop.
 
     Raises:
         DataError: if there are no rows, or two have the same id.
@@ -128,59 +127,51 @@ def run_benchmark(
     questions = list(islice(rows, limit))
     ids = [_row_id(row, number) for number, row in enumerate(questions, 1)]
     if not questions:
-        raise DataError(f"{name or 'The benchmark'} has no rows.", code="no-rows", asked=f"rows from {source}",
-                        fix="check the data folder and the options `subjects` and `limit`")
+        raise DataError(
+            f"{name or 'The benchmark'} has no rows.",
+            code="no-rows",
+            asked=f"rows from {source}",
+            fix="check the data folder and the options `subjects` and `limit`",
+        )
     twice = [row_id for row_id, count in Counter(ids).items() if count > 1]
     if twice:
-        raise DataError(f"{name or 'The benchmark'} has rows with the same id.", code="row-id",
-                        found=", ".join(twice[:5]))
+        raise DataError(
+            f"{name or 'The benchmark'} has rows with the same id.", code="row-id", found=", ".join(twice[:5])
+        )
 
     done = _read_rows(rows_path)
     scored: dict[int, dict[str, Any]] = {}
     bos = 0
-    try:
-        rows_path.parent.mkdir(parents=True, exist_ok=True)
-        # Rewritten without the broken last line of a killed run, so that appending is safe.
-        _write_rows(rows_path, done.values())
-        with rows_path.open("a", encoding="utf-8") as stream:
-            for start, requests in _groups(benchmark, questions):
-                prompts = runner.prepare(requests)
-                hashes = [prompt.sha256 for prompt in prompts]
-                bos = max([bos, *(prompt.bos for prompt in prompts)])
-                todo = []
-                for offset, sha in enumerate(hashes):
-                    kept = done.get(ids[start + offset])
-                    if kept is not None and kept["prompt_hash"] == sha:
-                        scored[start + offset] = kept
-                    else:
-                        todo.append(offset)
-                for offset, answer in runner.run(prompts, todo):
-                    prompt, row = prompts[offset], questions[start + offset]
-                    judged = replace(benchmark.judge(row, answer.response), prompt_hash=hashes[offset])
-                    line = {
-                        **asdict(judged),
-                        "prompt_tokens": prompt.tokens,
-                        "shots_dropped": prompt.shots_dropped,
-                        "cut": prompt.cut,
-                        "stop": answer.stop,
-                    }
-                    scored[start + offset] = line
-                    stream.write(_json_line(line))
-                    stream.flush()
-                    if progress:
-                        progress(len(scored), len(questions))
-                    if check:
-                        check()
-        lines = [scored[index] for index in range(len(questions))]
-        _write_rows(rows_path, lines)
-    except OSError as error:
-        raise ArtifactError(
-            f"The rows of {name or 'the benchmark'} cannot be written.",
-            code="rows",
-            asked=str(rows_path),
-            found=str(error),
-            fix="free disk space or choose another workdir; scored rows are kept",
-        ) from error
+    # Rewritten without the broken last line of a killed run, so that appending is safe.
+    _write_rows(rows_path, done.values())
+    for start, requests in _groups(benchmark, questions):
+        prompts = runner.prepare(requests)
+        hashes = [prompt.sha256 for prompt in prompts]
+        bos = max([bos, *(prompt.bos for prompt in prompts)])
+        todo = []
+        for offset, sha in enumerate(hashes):
+            kept = done.get(ids[start + offset])
+            if kept is not None and kept["prompt_hash"] == sha:
+                scored[start + offset] = kept
+            else:
+                todo.append(offset)
+        for offset, answer in runner.run(prompts, todo):
+            prompt, row = prompts[offset], questions[start + offset]
+            judged = replace(benchmark.judge(row, answer.response), prompt_hash=hashes[offset])
+            line = {
+                **asdict(judged),
+                "prompt_tokens": prompt.tokens,
+                "shots_dropped": prompt.shots_dropped,
+                "cut": prompt.cut,
+                "stop": answer.stop,
+            }
+            scored[start + offset] = line
+            with _writing(rows_path), rows_path.open("a", encoding="utf-8") as stream:
+                stream.write(_json_line(line))
+            if progress:
+                progress(len(scored), len(questions))
+    lines = [scored[index] for index in range(len(questions))]
+    _write_rows(rows_path, lines)
     facts = {**benchmark.protocol(), **runner.facts(), "bos_tokens": bos}
     return _score(benchmark, lines, facts, name=name, source=source, comparable=comparable, rows_path=rows_path)
 
@@ -188,20 +179,20 @@ def run_benchmark(
 def _row_id(row: Mapping[str, Any], number: int) -> str:
     row_id = row.get("id")
     if not isinstance(row_id, str) or not row_id:
-        raise DataError("A benchmark's row has no id.", code="row-id", found=repr(row_id),
-                        details={"row": number, "field": "id"})
+        raise DataError(
+            "A benchmark's row has no id.", code="row-id", found=repr(row_id), details={"row": number, "field": "id"}
+        )
     return row_id
 
 
-def _groups(
-    benchmark: Benchmark, questions: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[int, list[Request]]]:
+def _groups(benchmark: Benchmark, questions: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, list[Request]]]:
     """Neighbouring requests with the same prefix: (index of the first, requests)."""
     start, group = 0, list[Request]()
     for index, row in enumerate(questions):
         request = benchmark.request(row)
-        if group and (request.prefix != group[0].prefix or type(request) is not type(group[0])
-                      or len(group) == GROUP_ROWS):
+        if group and (
+            request.prefix != group[0].prefix or type(request) is not type(group[0]) or len(group) == GROUP_ROWS
+        ):
             yield start, group
             start, group = index, []
         group.append(request)
@@ -229,13 +220,29 @@ def _json_line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(
+            "The scored rows cannot be written.",
+            code="rows",
+            asked=str(path),
+            found=str(error),
+            fix="free disk space or choose another workdir; rows that are written are kept",
+        ) from error
+
+
 def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", encoding="utf-8") as stream:
-        stream.writelines(_json_line(row) for row in rows)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("w", encoding="utf-8") as stream:
+            stream.writelines(_json_line(row) for row in rows)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
 
 
 def _share(flags: Iterable[bool]) -> float:
