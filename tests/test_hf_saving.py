@@ -173,8 +173,9 @@ def test_a_merge_that_changes_nothing_is_named(tmp_path: Path, stories260k: Path
 
 
 def test_training_that_changed_nothing_is_no_merge(tmp_path: Path, stories260k: Path) -> None:
-    with pytest.raises(StepError, match="equal the base"):
+    with pytest.raises(StepError, match="training changed nothing") as caught:
         finish(tmp_path, stories260k, SmallAdapter(), size=0.0)
+    assert "learning_rate" in caught.value.fix
 
 
 def test_weights_changed_on_their_way_to_the_disk_are_noticed(

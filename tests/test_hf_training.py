@@ -136,9 +136,7 @@ def run(folder: Path, opts: TrainOptions, **extra: Any) -> tuple[Recorder, Any, 
 
 
 def test_accumulation_is_normalised_over_the_whole_batch(tmp_path: Path) -> None:
-    many, _, a = run(
-        tmp_path / "a", options(batch_size=1, gradient_accumulation=8, max_steps=4), model=tiny_model(0.0)
-    )
+    many, _, a = run(tmp_path / "a", options(batch_size=1, gradient_accumulation=8, max_steps=4), model=tiny_model(0.0))
     one, _, b = run(tmp_path / "b", options(batch_size=8, gradient_accumulation=1, max_steps=4), model=tiny_model(0.0))
     assert list(many.losses()) == list(one.losses()) == [1, 2, 3, 4]
     for step, loss in one.losses().items():
@@ -154,9 +152,7 @@ def test_first_loss_is_the_token_mean_of_the_batch(tmp_path: Path) -> None:
     with torch.no_grad():
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     targets = batch["labels"][:, 1:]
-    expected = torch.nn.functional.cross_entropy(
-        logits[:, :-1].reshape(-1, 64), targets.reshape(-1), ignore_index=-100
-    )
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, 64), targets.reshape(-1), ignore_index=-100)
     seen, outcome, _ = run(tmp_path, options(batch_size=8, max_steps=1), model=model, rows=rows)
     assert seen.losses()[1] == pytest.approx(float(expected), rel=1e-6)
     assert outcome.metrics["tokens"] == int((targets != -100).sum())

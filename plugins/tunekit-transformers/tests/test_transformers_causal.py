@@ -101,9 +101,7 @@ def small(**values: Any) -> PretrainOptions:
     )
 
 
-def test_pretraining_learns_and_leaves_a_usable_model(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_pretraining_learns_and_leaves_a_usable_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     environment = dict(os.environ)
     state = torch.random.get_rng_state()
     torch.random.set_rng_state(state)
@@ -163,9 +161,7 @@ def test_accumulation_gives_the_same_losses(tmp_path: Path) -> None:
     one.run(CausalPretraining())
     many.run(CausalPretraining())
     assert many.losses() == pytest.approx(one.losses(), rel=1e-4)
-    tokens = [
-        [f["values"]["tokens"] for kind, f in step.events if kind == "metrics"] for step in (one, many)
-    ]
+    tokens = [[f["values"]["tokens"] for kind, f in step.events if kind == "metrics"] for step in (one, many)]
     assert tokens[0] == tokens[1] and len(set(tokens[0])) > 1, "batches have unequal token counts"
 
 
@@ -220,9 +216,7 @@ def test_killed_pretraining_continues_on_the_same_curve(tmp_path: Path) -> None:
 
 def test_post_pretraining_starts_from_the_model(tmp_path: Path, stories260k: Path) -> None:
     loaded = hf.load_folder(stories260k)
-    step = Step(
-        tmp_path, PostPretrainOptions(data=[], max_steps=12, learning_rate=1e-3, max_length=1024), model=loaded
-    )
+    step = Step(tmp_path, PostPretrainOptions(data=[], max_steps=12, learning_rate=1e-3, max_length=1024), model=loaded)
     artifact = step.run(CausalPostPretraining())
     losses = list(step.losses().values())
     assert losses[0] < 4.5, "a trained model, not a random one"

@@ -198,9 +198,7 @@ def test_gguf_loads_as_a_plain_model(tmp_path: Path, stories260k: Path, capfd: p
         assert torch.allclose(loaded.model(ids).logits, base.model(ids).logits, atol=1e-4)
     hf.save_model(loaded.model, loaded.tokenizer, tmp_path / "plain")
     again = hf.load_folder(tmp_path / "plain")
-    for (name, left), (_, right) in zip(
-        loaded.model.named_parameters(), again.model.named_parameters(), strict=True
-    ):
+    for (name, left), (_, right) in zip(loaded.model.named_parameters(), again.model.named_parameters(), strict=True):
         assert torch.equal(left, right), name
     assert "quantization_config" not in (tmp_path / "plain" / "config.json").read_text()
     text = "once upon a time <|im_end|>"
@@ -217,9 +215,7 @@ def test_smollm2_answers_and_equals_its_saved_folder(tmp_path: Path, smollm2: st
     assert loaded.model.dtype is hf.compute_dtype()
     hf.save_model(loaded.model, loaded.tokenizer, tmp_path)
     again = hf.load_folder(tmp_path)
-    for (name, left), (_, right) in zip(
-        loaded.model.named_parameters(), again.model.named_parameters(), strict=True
-    ):
+    for (name, left), (_, right) in zip(loaded.model.named_parameters(), again.model.named_parameters(), strict=True):
         assert torch.equal(left, right), name
     prompt = again.tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}],

@@ -211,9 +211,7 @@ class HubSource:
         self._refuse_offline()
         try:
             with quiet():
-                return Path(
-                    snapshot_download(self.repo, revision=self.revision, allow_patterns=list(_MODEL_FILES))
-                )
+                return Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=list(_MODEL_FILES)))
         except Exception as error:
             raise self._unreachable(error) from error
 

@@ -86,9 +86,7 @@ def training_arguments(
     save_steps = options.checkpoint_every
     if save_steps is None and total_steps_hint:
         save_steps = min(_MANUAL_SAVE, max(1, -(-total_steps_hint // 10)))
-    checkpointing = (
-        "activation_checkpointing" if "activation_checkpointing" in parameters else "gradient_checkpointing"
-    )
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in parameters else "gradient_checkpointing"
     wanted: dict[str, Any] = {
         "output_dir": str(ctx.dir / "checkpoints"),
         "per_device_train_batch_size": options.batch_size,

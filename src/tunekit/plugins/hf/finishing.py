@@ -24,8 +24,8 @@ MAX_PROBES = 8
 PROBE_TOKENS = 64
 
 # Merging W + s*B*A and adding s*B*A*x to W*x round differently. In float32 that costs 2.6e-6 of the logits' scale in
-# a model of 30 layers and 135M parameters, and less in smaller ones; the limit leaves a factor of 40. Half precision rounds W + s*B*A to 8 (bfloat16)
-# or 11 (float16) bits, which is what a merge costs there.
+# a model of 30 layers and 135M parameters, and less in smaller ones; the limit leaves a factor of 40. Half precision
+# rounds W + s*B*A to 8 (bfloat16) or 11 (float16) bits, which is what a merge costs there.
 _TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 _NOISE = {"float32": 2e-5, "float64": 2e-5, "float16": 5e-3, "bfloat16": 3e-2}
 
@@ -135,25 +135,30 @@ def _merge(
         "changed_tensors": len(changed),
         "tensors": len(hashes),
     }
+    if not changed and base_diff == 0:
+        raise _failed(
+            ctx,
+            "training changed nothing, so the merged weights equal the base's",
+            proof,
+            fix="raise max_steps or learning_rate, or lower warmup: the first warm-up step has a learning rate of 0",
+        )
     if not changed:
         raise _failed(ctx, "the merged weights equal the base's", proof)
     if not difference <= tolerance:
-        raise _failed(
-            ctx, f"logits of base plus adapter and of the merged model differ by {difference:.3g}", proof
-        )
+        raise _failed(ctx, f"logits of base plus adapter and of the merged model differ by {difference:.3g}", proof)
     if stored != hashes:
         wrong = sorted(name for name in hashes.keys() | stored.keys() if hashes.get(name) != stored.get(name))
         raise _failed(ctx, f"the weights on disk are not the merged ones ({', '.join(wrong[:3])})", proof)
     return merged, proof
 
 
-def _failed(ctx: StepContext, why: str, proof: Mapping[str, Any]) -> StepError:
+def _failed(ctx: StepContext, why: str, proof: Mapping[str, Any], fix: str = "") -> StepError:
     return StepError(
         f"The merge of the adapter in step {ctx.step.name!r} is wrong: {why}.",
         code="merge-proof",
         found=f"difference {proof['max_abs_diff']:.3g}, tolerance {proof['tolerance']:.3g}, "
         f"base and trained model differ by {proof['base_diff']:.3g}, {proof['changed_tensors']} tensors changed",
-        fix="report it to the author of the adapter; the adapter itself is kept in the step's adapter folder",
+        fix=fix or "report it to the author of the adapter; the adapter itself is kept in the step's adapter folder",
         details={"step": ctx.step.name, **proof},
     )
 
@@ -165,8 +170,7 @@ def _logits(model: Any, probes: Sequence[Sequence[int]]) -> list[Any]:
     device = next(model.parameters()).device
     with torch.no_grad():
         return [
-            model(input_ids=torch.tensor([list(ids)], device=device)).logits[0].detach().float().cpu()
-            for ids in probes
+            model(input_ids=torch.tensor([list(ids)], device=device)).logits[0].detach().float().cpu() for ids in probes
         ]
 
 
