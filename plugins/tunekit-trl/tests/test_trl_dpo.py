@@ -321,6 +321,16 @@ def test_pairs_that_teach_nothing_are_errors(tmp_path: Path) -> None:
 def test_options() -> None:
     assert DpoOptions().resolve(adapter=None).learning_rate == 1e-6
     assert DpoOptions().resolve(adapter="lora").learning_rate == 5e-6
+    sizes = [
+        (made.batch_size, made.gradient_accumulation)
+        for made in (
+            DpoOptions().resolve(adapter=None),
+            DpoOptions().resolve(adapter=None).resolve(adapter=None),
+            DpoOptions(batch_size=4).resolve(adapter=None),
+            DpoOptions(gradient_accumulation=2).resolve(adapter=None),
+        )
+    ]
+    assert sizes == [(2, 4), (2, 4), (4, 1), (2, 2)]
     for wrong in (
         {"beta": 0.0}, {"label_smoothing": 0.1}, {"loss_type": "exo_pair"}, {"loss_type": "simpo"},
         {"loss_type": "robust", "label_smoothing": 0.5},

@@ -24,6 +24,8 @@ class SftOptions(TrainOptions):
     The learning rate is 2e-5 for full training and 2e-4 through an adapter unless given.
     """
 
+    epochs: float = Field(default=3.0, gt=0)
+    """Passes over the data; ``max_steps`` wins. Three, as in TRL and transformers."""
     train_on: Literal["completion", "all-assistant", "last", "all"] | None = None
     """Which tokens are targets. Prompt with completion: ``completion`` (default) or ``all``. Conversation:
     ``all-assistant`` (every assistant turn, default), ``last`` (the last one) or ``all``. Text: ``all``. The token that
@@ -42,6 +44,9 @@ class DpoOptions(TrainOptions):
     the reference implementation.
     """
 
+    batch_size: int = Field(default=2, ge=1)
+    """Pairs per device and micro-batch; a pair is two sequences. With neither this nor ``gradient_accumulation`` given,
+    an optimizer step takes 4 micro-batches: 8 pairs, in a quarter of the memory."""
     beta: float = Field(default=0.1, gt=0)
     """How strongly the policy is held to the reference: the reward is ``beta * log(policy / reference)``. In ``ipo`` it
     is the paper's tau."""
@@ -65,8 +70,11 @@ class DpoOptions(TrainOptions):
         return self
 
     def resolve(self, *, adapter: str | None) -> Self:
-        """Fill in the learning rate."""
-        return _with_rate(self, DPO_LEARNING_RATE, adapter)
+        """Fill in the learning rate, and the micro-batches of an optimizer step."""
+        made = _with_rate(self, DPO_LEARNING_RATE, adapter)
+        if self.model_fields_set & {"batch_size", "gradient_accumulation"}:
+            return made
+        return made.model_copy(update={"batch_size": 2, "gradient_accumulation": 4})
 
 
 def _with_rate(options: _T, rates: dict[str, float], adapter: str | None) -> _T:
