@@ -118,6 +118,7 @@ def test_bars_show_every_step_with_loss_speed_and_time() -> None:
     sft, evaluate = (" ".join(line.split()) for line in last if "sft" in line or "evaluate" in line)
     assert sft.startswith("✓ sft") and sft.endswith("30/30 steps loss 2.9500 -> 1.5000 33.4 s")
     assert evaluate.startswith("✗ evaluate") and "mmlu 3/40 rows" in evaluate
+    assert evaluate.endswith("stopped")
     assert "notice sft: no data was given: [bold]stdlib[/bold] is used" in final
     assert "stopped evaluate: DataError" in final
 

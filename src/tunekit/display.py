@@ -219,6 +219,8 @@ class _Clock(ProgressColumn):
             return Text(facts.duration(seconds), style="progress.elapsed")
         if not task.started:
             return Text("waiting", style="dim")
+        if task.stop_time is not None:
+            return Text("stopped", style="red")
         left = task.time_remaining
         if left is None:
             return Text(facts.duration(task.elapsed or 0.0), style="progress.elapsed")

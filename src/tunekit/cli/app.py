@@ -68,6 +68,9 @@ class _Command:
         if debug:
             logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
             logging.getLogger("tunekit").setLevel(logging.DEBUG)
+        else:
+            # torchao makes torch warn about its own enums at every import; nobody here can do anything about it
+            logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
     def watch(self, event: Event) -> None:
         """Note that a step has begun."""
