@@ -43,8 +43,6 @@ class ChoicePrompt(Prompt):
 
     context: list[int]
     inputs: list[Scored]
-    merged: bool = False
-    """A token reaches over the boundary between the context and a choice."""
 
 
 @dataclass(kw_only=True)

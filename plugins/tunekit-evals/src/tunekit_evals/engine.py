@@ -18,7 +18,7 @@ import torch
 
 from tunekit.errors import StepError
 from tunekit.plugins import Request, Response
-from tunekit_evals.encoder import ChoicePrompt, Encoder, GenerationPrompt, Scored, context_length
+from tunekit_evals.encoder import Encoder, GenerationPrompt, Scored, context_length
 from tunekit_evals.runner import Answer, Prompt
 
 __all__ = ["TransformersRunner"]
@@ -72,8 +72,6 @@ class TransformersRunner:
         self.share_prefix = share_prefix
         self.sharing_refused = ""
         """Why prefixes are not shared with this model; empty if they are."""
-        self.merged_boundaries = 0
-        """Requests in which a token reaches over the boundary between context and choice."""
         self._check = check or (lambda: None)
         self._keep = _logits_selection(model, self.device)
         self._sharing_proven = False
@@ -93,7 +91,6 @@ class TransformersRunner:
             "dtype": str(getattr(self.model, "dtype", "")).removeprefix("torch."),
             "chat_template": self.encoder.chat_template,
             "max_length": self.max_length,
-            "boundary_merges": self.merged_boundaries,
         }
         if self.sharing_refused:
             facts["prefix_sharing"] = f"off: {self.sharing_refused}"
@@ -101,9 +98,7 @@ class TransformersRunner:
 
     def prepare(self, requests: Sequence[Request]) -> Sequence[Prompt]:
         """Tokenize and fit; see :class:`Encoder`."""
-        prompts = self.encoder.prepare(requests)
-        self.merged_boundaries += sum(isinstance(p, ChoicePrompt) and p.merged for p in prompts)
-        return prompts
+        return self.encoder.prepare(requests)
 
     def run(self, prompts: Sequence[Prompt], todo: Collection[int]) -> Iterator[tuple[int, Answer]]:
         """Answer the prompts in ``todo``; the longest first, so that a batch has rows of like length.

@@ -41,6 +41,8 @@ class Prompt:
     """Few-shot examples left out because the prompt was too long."""
     cut: bool = False
     """The question alone was too long: its beginning was cut."""
+    merged: bool = False
+    """A token reaches over the boundary between the context and a choice."""
 
     @property
     def sha256(self) -> str:
@@ -141,13 +143,14 @@ def run_benchmark(
 
     done = _read_rows(rows_path)
     scored: dict[int, dict[str, Any]] = {}
-    bos = 0
+    bos = merged = 0
     # Rewritten without the broken last line of a killed run, so that appending is safe.
     _write_rows(rows_path, done.values())
     for start, requests in _groups(benchmark, questions):
         prompts = runner.prepare(requests)
         hashes = [prompt.sha256 for prompt in prompts]
         bos = max([bos, *(prompt.bos for prompt in prompts)])
+        merged += sum(prompt.merged for prompt in prompts)
         todo = []
         for offset, sha in enumerate(hashes):
             kept = done.get(ids[start + offset])
@@ -172,7 +175,7 @@ def run_benchmark(
                 progress(len(scored), len(questions))
     lines = [scored[index] for index in range(len(questions))]
     _write_rows(rows_path, lines)
-    facts = {**benchmark.protocol(), **runner.facts(), "bos_tokens": bos}
+    facts = {**benchmark.protocol(), **runner.facts(), "bos_tokens": bos, "boundary_merges": merged}
     return _score(benchmark, lines, facts, name=name, source=source, comparable=comparable, rows_path=rows_path)
 
 
