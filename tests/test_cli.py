@@ -282,10 +282,12 @@ def test_a_second_run_in_the_same_folder_ends_with_5(toy: dict[str, str], tmp_pa
 # ------------------------------------------------------------------ signals
 
 
-def wait_for(path: Path, text: str, seconds: float = 60) -> None:
+def wait_for(path: Path, text: str, seconds: float = 60, step: str = "") -> None:
+    """Wait until a line of ``path`` holds ``text`` (and names ``step``)."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if path.exists() and text in path.read_text():
+        lines = path.read_text().splitlines() if path.exists() else []
+        if any(text in line and f'"step": "{step}' in line for line in lines):
             return
         time.sleep(0.05)
     raise AssertionError(f"{text} did not appear in {path}")
@@ -321,6 +323,39 @@ def test_a_signal_stops_with_a_checkpoint_and_the_same_command_continues(
 def history(document: dict[str, Any]) -> list[float]:
     lines = (Path(document["steps"][0]["folder"]) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_real_training_is_continued_on_the_same_curve(tmp_path: Path) -> None:
+    """With the first-party plugins: pretraining, then SFT with LoRA, interrupted in SFT."""
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        "schema: 1\nadapter: {name: lora, r: 4}\nsteps:\n"
+        "  - pretrain: {max_steps: 10, limit: 60}\n  - sft: {max_steps: 30, limit: 60, batch_size: 2}\n"
+    )
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    whole = call(env, tmp_path, "run", path, "--workdir", "whole", "--json")
+    assert whole.returncode == 0, whole.stderr
+    expected = json.loads(whole.stdout)
+
+    first = subprocess.Popen(
+        command("run", path, "--workdir", "cut"), env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(tmp_path / "cut" / "events.jsonl", '"event": "MetricLogged"', seconds=110, step="sft")
+    first.send_signal(signal.SIGINT)
+    _, stderr = first.communicate(timeout=110)
+    assert first.returncode == 130, stderr
+    assert "Traceback" not in stderr
+
+    second = call(env, tmp_path, "run", path, "--workdir", "cut", "--json")
+    assert second.returncode == 0, second.stderr
+    found = json.loads(second.stdout)
+    assert [step["reused"] for step in found["steps"]] == [True, False]
+    for one, other in zip(expected["steps"], found["steps"], strict=True):
+        assert one["model"]["weights_hash"] == other["model"]["weights_hash"]
+    events = [json.loads(line) for line in (tmp_path / "cut" / "events.jsonl").read_text().splitlines()]
+    steps = [event["global_step"] for event in events if event["event"] == "MetricLogged" and event["step"] == "sft"]
+    assert steps == list(range(1, 31)), "no step was computed twice, none is missing"
 
 
 def test_json_of_a_cancelled_run_is_still_one_document(toy: dict[str, str], tmp_path: Path) -> None:

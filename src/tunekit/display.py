@@ -346,5 +346,5 @@ def summary_table(result: RunResult) -> RenderableType:
     parts: list[RenderableType] = [table]
     if result.scores:
         parts.append(score_table(dict(result.scores)))
-    parts.append(Text(f"Everything is in {result.workdir}"))
+    parts.append(Text(f"Everything is in {result.workdir}; open report.html there for the curves."))
     return Group(*parts)
