@@ -64,9 +64,9 @@ class Models:
             kept.path = item.folder / item.artifact.model.path
             kept.weights_hash = item.artifact.model.weights_hash
 
-    def free(self, done: Work | None = None, work: Sequence[Work] = ()) -> None:
-        """Let go of the models that no step after ``done`` starts from; of all models without arguments."""
-        later = [other for other in work if done is not None and other.step.index > done.step.index]
+    def free(self, done: Work, work: Sequence[Work]) -> None:
+        """Let go of the models that no step after ``done`` starts from."""
+        later = [other for other in work if other.step.index > done.step.index]
         needed = {other.input.name if other.input else _BASE for other in later if other.step.kind != "pretrain"}
         for name in list(self._live):
             if name not in needed:

@@ -82,8 +82,7 @@ def prepare(
     by_name: dict[str, Work] = {}
     for step in resolved.steps:
         spec = session.spec(step.component)
-        model = session.options_model(step.component)
-        options = model.model_validate(thaw(step.options)) if model is not None else None
+        options = session.parse_options(step.component, step.options)
         own_seed = getattr(options, "seed", None)
         source = by_name[step.input] if step.input else None
         item = Work(

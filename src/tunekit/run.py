@@ -279,9 +279,6 @@ class _Run:
         storage.write_json(
             partial / "options.json", {"step": step.name, "fingerprint": item.key, "options": thaw(step.options)}
         )
-        if step.kind in ("quantize", "export"):
-            # They read from disk, often in a process of their own: the memory is better theirs.
-            self.models.free()
         artifact = self._complete(item, self._call(item, self._context(item, partial)), partial)
         seconds = time.time() - started
         storage.write_json(partial / "result.json", {**artifact.to_data(), "seconds": seconds})
@@ -364,9 +361,7 @@ class _Run:
         )
 
     def _made_with(self, component: ComponentRef, options: Mapping[str, Any]) -> Any:
-        model = self.session.options_model(component)
-        values = thaw(options)
-        return self.session.load(component)(model.model_validate(values) if model is not None else values)
+        return self.session.load(component)(self.session.parse_options(component, options))
 
     def _adapter(self, item: Work) -> Adapter | None:
         adapter = item.step.adapter

@@ -52,7 +52,7 @@ def run_worker(
     with log.open("wb") as stream:
         process = subprocess.Popen(
             # -P: a file called like a module in the working folder must not shadow it.
-            [sys.executable, "-P", "-X", "faulthandler", "-m", "tunekit_gptq.worker", str(job)],
+            [sys.executable, "-P", "-X", "faulthandler", "-m", "tunekit_gptq.worker", str(job.resolve())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stream,
