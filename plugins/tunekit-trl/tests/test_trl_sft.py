@@ -39,16 +39,28 @@ LORA = LoraOptions(r=4)
 
 
 def run(
-    folder: Path, rows: Any = None, *, lora: LoraOptions | None = None, model: Any = None, tokenizer: Any = None,
-    cancel: CancelToken | None = None, **options: Any,
+    folder: Path,
+    rows: Any = None,
+    *,
+    lora: LoraOptions | None = None,
+    model: Any = None,
+    tokenizer: Any = None,
+    cancel: CancelToken | None = None,
+    **options: Any,
 ) -> tuple[Any, Any, Any]:
     """Artifact, events and context of one sft step on a tiny model."""
     loaded = LoadedModel(model=model or driver.tiny_model(), tokenizer=tokenizer or driver.byte_tokenizer())
     events = driver.Events()
     settings = {"batch_size": 4, "epochs": 2.0, "learning_rate": 2e-3, **options}
     ctx = driver.context(
-        "sft", folder, loaded, driver.PAIRS if rows is None else rows, SftOptions(**settings), lora=lora,
-        events=events, cancel=cancel,
+        "sft",
+        folder,
+        loaded,
+        driver.PAIRS if rows is None else rows,
+        SftOptions(**settings),
+        lora=lora,
+        events=events,
+        cancel=cancel,
     )
     return SftTrainer().run(ctx), events, ctx
 
@@ -68,9 +80,19 @@ def plain_trl(folder: Path, lora: LoraOptions | None, **arguments: Any) -> list[
     trainer = SFTTrainer(
         model,
         args=SFTConfig(
-            output_dir=str(folder), use_cpu=True, bf16=False, report_to=[], gradient_checkpointing=False,
-            logging_steps=1, save_strategy="no", seed=7, data_seed=7, num_train_epochs=2, learning_rate=2e-3,
-            disable_tqdm=True, **arguments,
+            output_dir=str(folder),
+            use_cpu=True,
+            bf16=False,
+            report_to=[],
+            gradient_checkpointing=False,
+            logging_steps=1,
+            save_strategy="no",
+            seed=7,
+            data_seed=7,
+            num_train_epochs=2,
+            learning_rate=2e-3,
+            disable_tqdm=True,
+            **arguments,
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=driver.byte_tokenizer(),
@@ -179,10 +201,14 @@ def test_nothing_but_the_weights_changes(lora: LoraOptions | None, tmp_path: Pat
 
 def test_conversations_and_text(tmp_path: Path) -> None:
     talk = [
-        {"messages": [
-            {"role": "user", "content": "a"}, {"role": "assistant", "content": "bb"},
-            {"role": "user", "content": "c"}, {"role": "assistant", "content": "dd"},
-        ]}
+        {
+            "messages": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "bb"},
+                {"role": "user", "content": "c"},
+                {"role": "assistant", "content": "dd"},
+            ]
+        }
     ] * 4
     artifact, _, _ = run(tmp_path / "talk", talk, max_steps=1)
     assert artifact.details["data"]["train_on"] == "all-assistant"
@@ -236,8 +262,14 @@ def test_cancel_leaves_a_checkpoint_and_continues_on_the_same_curve(tmp_path: Pa
     options = SftOptions(batch_size=4, epochs=2.0, learning_rate=2e-3)
     model = driver.tiny_model()
     ctx = driver.context(
-        "sft", tmp_path / "cut", LoadedModel(model=model, tokenizer=driver.byte_tokenizer()), driver.PAIRS, options,
-        lora=LoraOptions(r=4, dropout=0.1), events=stopping, cancel=cancel,
+        "sft",
+        tmp_path / "cut",
+        LoadedModel(model=model, tokenizer=driver.byte_tokenizer()),
+        driver.PAIRS,
+        options,
+        lora=LoraOptions(r=4, dropout=0.1),
+        events=stopping,
+        cancel=cancel,
     )
     with pytest.raises(RunCancelled, match="enough"):
         SftTrainer().run(ctx)
@@ -268,9 +300,7 @@ def test_adapter_on_the_output_layer_is_refused(tmp_path: Path) -> None:
 def test_real_model_without_chat_template(stories260k: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(stories260k, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(stories260k)
-    rows = [
-        {"prompt": f"{name} had a", "completion": " red ball."} for name in ("Tim", "Lily", "Tom", "Sue")
-    ]
+    rows = [{"prompt": f"{name} had a", "completion": " red ball."} for name in ("Tim", "Lily", "Tom", "Sue")]
     artifact, events, _ = run(
         tmp_path, rows, model=model, tokenizer=tokenizer, lora=LORA, epochs=10.0, learning_rate=5e-3
     )

@@ -113,9 +113,7 @@ def context(
     """A context as the core builds it. ``kind`` is ``sft`` or ``align``."""
     accepts = ("prompt_completion", "conversation", "text") if kind == "sft" else ("preference",)
     name = "sft" if kind == "sft" else "dpo"
-    component = ComponentRef(
-        kind="trainer", name=name, provider="tunekit-trl", version="0", target="x:y", stage=kind
-    )
+    component = ComponentRef(kind="trainer", name=name, provider="tunekit-trl", version="0", target="x:y", stage=kind)
     adapter = None
     if lora is not None:
         adapter = ResolvedAdapter(
@@ -128,8 +126,15 @@ def context(
     ctx = StepContext(
         run_id="test",
         step=ResolvedStep(
-            index=1, kind=kind, name=kind, component=component, options={}, input=None, adapter=adapter,
-            trains=adapter.label if adapter else "full", data="list",
+            index=1,
+            kind=kind,
+            name=kind,
+            component=component,
+            options={},
+            input=None,
+            adapter=adapter,
+            trains=adapter.label if adapter else "full",
+            data="list",
         ),
         options=options.resolve(adapter="lora" if lora else None),
         seed=seed,
@@ -162,7 +167,11 @@ PREFERENCES = [
 def train(kind: str, folder: Path, loaded: LoadedModel, lora: LoraOptions | None, emit: Callable[..., None]) -> Any:
     """24 optimizer steps of two micro-batches, a checkpoint every 4."""
     common = {
-        "batch_size": 2, "gradient_accumulation": 2, "epochs": 6.0, "learning_rate": 1e-3, "checkpoint_every": 4,
+        "batch_size": 2,
+        "gradient_accumulation": 2,
+        "epochs": 6.0,
+        "learning_rate": 1e-3,
+        "checkpoint_every": 4,
         "schedule": "cosine",
     }
     if kind == "sft":
@@ -171,9 +180,7 @@ def train(kind: str, folder: Path, loaded: LoadedModel, lora: LoraOptions | None
         return SftTrainer().run(context("sft", folder, loaded, PAIRS, SftOptions(**common), lora=lora, events=emit))
     from tunekit_trl.dpo import DpoTrainer
 
-    return DpoTrainer().run(
-        context("align", folder, loaded, PREFERENCES, DpoOptions(**common), lora=lora, events=emit)
-    )
+    return DpoTrainer().run(context("align", folder, loaded, PREFERENCES, DpoOptions(**common), lora=lora, events=emit))
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from tunekit.cancel import CancelToken
 from tunekit.errors import ArtifactError, MissingDependencyError, StepError
+from tunekit.plugins import CancelToken
 
 __all__ = ["run_worker"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as functional
 
-from tunekit.cancel import CancelToken
+from tunekit.plugins import CancelToken
 
 __all__ = ["Measurement", "compare", "measure"]
 

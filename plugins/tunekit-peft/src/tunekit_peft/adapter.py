@@ -160,9 +160,7 @@ class LoraAdapter:
         tied = _tied(model)
         output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         for name in self.options.targets:
-            matched = [
-                module for path, module in model.named_modules() if path == name or path.endswith(f".{name}")
-            ]
+            matched = [module for path, module in model.named_modules() if path == name or path.endswith(f".{name}")]
             if not matched or not all(isinstance(module, _LINEAR) for module in matched):
                 kinds = sorted({type(module).__name__ for module in matched})
                 raise OptionsError(

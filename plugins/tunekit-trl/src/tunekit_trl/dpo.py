@@ -132,9 +132,7 @@ class _Trainer(DPOTrainer):
         """Log-probabilities under the model as it is before the first step: dropout off, same cut. The longest rows
         come first: little is padded, and a lack of memory shows at once."""
         ctx, model = self._ctx, self.model
-        lengths = [
-            len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in dataset
-        ]
+        lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in dataset]
         order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
         chosen, rejected = [0.0] * len(order), [0.0] * len(order)
         size = self.args.per_device_train_batch_size

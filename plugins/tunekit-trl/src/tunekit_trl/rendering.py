@@ -143,9 +143,7 @@ class ChatRenderer:
             "prompt and completion",
         )
 
-    def _marked(
-        self, messages: Messages, number: int, text: str, tools: Any, field: str, *, front: bool
-    ) -> int | None:
+    def _marked(self, messages: Messages, number: int, text: str, tools: Any, field: str, *, front: bool) -> int | None:
         content = str(messages[number].get(field) or "")
         if not content.strip():
             return None

@@ -129,9 +129,7 @@ def sft_rows(ctx: StepContext, encoder: Encoder, train_on: str | None) -> tuple[
         facts.count(length, example.targets, length, example.cut, example.boundary)
     facts.appended_stops = encoder.appended_stops
     facts.tell(ctx)
-    return Dataset.from_dict(
-        {"input_ids": [e.input_ids for e in made], "labels": [e.labels for e in made]}
-    ), facts
+    return Dataset.from_dict({"input_ids": [e.input_ids for e in made], "labels": [e.labels for e in made]}), facts
 
 
 def pair_rows(ctx: StepContext, encoder: Encoder) -> tuple[Dataset, DataFacts]:
