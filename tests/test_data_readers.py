@@ -8,6 +8,7 @@ import json
 import os
 import random
 import string
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -266,12 +267,21 @@ def test_truncated_gzip(tmp_path: Path) -> None:
         list(load_dataset(path).rows())
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_file(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", jsonl(ROWS))
-    path.chmod(0)
-    with pytest.raises(DataError, match="may not be read"):
-        load_dataset(path)
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has no file modes to take away")
+def test_unreadable_file() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        path = write(Path(folder) / "rows.jsonl", jsonl(ROWS))
+        load_dataset(path)  # imports what it needs while everything may be read
+        path.chmod(0)
+        me = os.geteuid()
+        if me == 0:  # root may read everything
+            os.seteuid(65534)
+        try:
+            with pytest.raises(DataError, match="may not be read"):
+                load_dataset(path)
+        finally:
+            os.seteuid(me)
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file whose bytes cannot be read")

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -286,16 +286,8 @@ def test_the_reference_of_dpo_after_sft_is_the_sft_model(stories260k: Path, tmp_
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(mount)], capture_output=True, text=True
-    )
-    if made.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {made.stderr.strip()}")
-    yield mount
-    subprocess.run(["umount", "-l", str(mount)], check=True)
+def small_disk(make_disk: Callable[[str], Path]) -> Path:
+    return make_disk("5m")
 
 
 def test_a_disk_that_fills_while_checkpoints_are_written(stories260k: Path, small_disk: Path) -> None:
@@ -330,3 +322,19 @@ def test_a_model_in_memory_is_not_changed(stories260k: Path, tmp_path: Path) -> 
     result = pipeline.run(workdir=tmp_path)
     assert result.step("sft").artifact.model.parameters == 260_032
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_the_base_model_scores_as_the_reference_harness(shared_data: Path, smollm2: str, tmp_path: Path) -> None:
+    reference = json.loads((shared_data / "reference" / "smollm2-135m-instruct-q4_1.json").read_text())
+    items = reference["tasks"]["mmlu_anatomy_0shot"]["items"][:60]
+    pipeline = Pipeline(model=smollm2).evaluate(
+        ["mmlu"], data=str(shared_data), subjects=["anatomy"], num_fewshot=0, limit=len(items)
+    )
+    score = pipeline.run(workdir=tmp_path).scores["mmlu"]
+    assert score.value == sum(item["pred"] == item["gold"] for item in items) / len(items)
+    assert ["ABCD".index(row.prediction) for row in score.rows] == [item["pred"] for item in items]
+    for row, item in zip(score.rows, items, strict=True):
+        assert row.logprobs == pytest.approx(item["sum_logprob"], abs=1e-3)
+    assert score.comparable and str(shared_data) in score.source

@@ -117,8 +117,8 @@ def recorded(
 def make_context(tmp_path: Path) -> Callable[..., Recorded]:
     """Builds the context of a quantize step that works in a folder of this test."""
 
-    def make(model: Path, **rest: Any) -> Recorded:
-        return recorded(model, tmp_path / "step", **rest)
+    def make(model: Path, folder: Path | None = None, **rest: Any) -> Recorded:
+        return recorded(model, folder or tmp_path / "step", **rest)
 
     return make
 
