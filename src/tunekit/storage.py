@@ -13,15 +13,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunekit.errors import ArtifactError, WorkdirLockedError
+from tunekit.errors import ArtifactError, TunekitError, WorkdirLockedError
 
 __all__ = [
     "WEIGHT_SUFFIXES",
     "disk_errors",
     "folder_digest",
+    "free_space",
     "lock_workdir",
     "publish",
     "read_json",
+    "storage_errors",
     "sync_tree",
     "weight_files",
     "weights_digest",
@@ -34,56 +36,104 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 
 _CHUNK = 1 << 22
 
-_REASONS = {
-    errno.ENOSPC: (
-        "disk-full",
-        "the disk is full",
-        "free some space and run the same pipeline again; finished steps are kept",
-    ),
-    errno.EDQUOT: (
-        "disk-full",
-        "the disk quota is used up",
-        "free some space and run the same pipeline again; finished steps are kept",
-    ),
-    errno.EROFS: ("not-writable", "the file system is read-only", "choose another workdir: run(workdir=...)"),
-    errno.EACCES: (
-        "not-writable",
-        "permission is denied",
-        "choose a workdir you may write to: run(workdir=...)",
-    ),
-    errno.EPERM: (
-        "not-writable",
-        "permission is denied",
-        "choose a workdir you may write to: run(workdir=...)",
-    ),
+_CODES = {
+    errno.ENOSPC: "disk-full",
+    errno.EDQUOT: "disk-full",
+    errno.EROFS: "read-only",
+    errno.EACCES: "not-writable",
+    errno.EPERM: "not-writable",
+    errno.EIO: "disk-error",
+}
+# safetensors and tokenizers report the system's error inside a text of their own; torch.save loses it altogether and
+# complains about the position in its archive.
+_TEXTS = (
+    ("no space left", "disk-full"),
+    ("os error 28", "disk-full"),
+    ("disk quota", "disk-full"),
+    ("os error 122", "disk-full"),
+    ("read-only file system", "read-only"),
+    ("os error 30", "read-only"),
+    ("permission denied", "not-writable"),
+    ("os error 13", "not-writable"),
+    ("inline_container", "disk-full"),
+    ("pytorchstreamwriter failed", "disk-full"),
+)
+_ROOM = "free some space and run the same pipeline again; finished steps are kept"
+_SAYS = {
+    "disk-full": ("the disk is full or the quota used up", _ROOM),
+    "read-only": ("the file system is read-only", "choose another workdir: run(workdir=...)"),
+    "not-writable": ("permission is denied", "choose a workdir you may write to: run(workdir=...)"),
+    "disk-error": ("the disk reports an error", "choose a workdir on another disk: run(workdir=...)"),
 }
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path, doing: str) -> Iterator[None]:
-    """Turn an ``OSError`` inside the block into an ``ArtifactError`` that says what was done, where, and what to do."""
+def storage_errors(path: Path, doing: str = "") -> Iterator[None]:
+    """Turn what storage libraries raise for a full, read-only, forbidden or failing disk into an ``ArtifactError``.
+
+    Other errors pass unchanged.
+
+    Args:
+        path: what is written; the error names it and the free space there.
+        doing: for the error, such as ``writing the model``; default: writing ``path``.
+    """
     try:
         yield
+    except TunekitError:
+        raise
+    except Exception as error:
+        code = _storage_code(error)
+        if code is None:
+            raise
+        raise _artifact_error(error, code, path, doing) from error
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, doing: str) -> Iterator[None]:
+    """As :func:`storage_errors`, for work on files alone: every ``OSError`` becomes an ``ArtifactError``."""
+    try:
+        with storage_errors(path, doing):
+            yield
     except ArtifactError:
         raise
     except OSError as error:
-        code, reason, fix = _REASONS.get(error.errno or 0, ("io", error.strerror or str(error), "see the path above"))
-        raise ArtifactError(
-            f"Failed {doing}: {reason}.",
-            code=code,
-            found=f"{error.filename or path} ({_free_space(path)})",
-            fix=fix,
-            details={"path": str(path), "errno": error.errno},
-        ) from error
+        raise _artifact_error(error, "io", path, doing) from error
 
 
-def _free_space(path: Path) -> str:
+def _artifact_error(error: Exception, code: str, path: Path, doing: str) -> ArtifactError:
+    reason, fix = _SAYS.get(code, (getattr(error, "strerror", None) or str(error), "see the path above"))
+    free = free_space(path)
+    room = "free space unknown" if free is None else f"{free / 1e6:,.0f} MB free"
+    return ArtifactError(
+        f"Failed {doing or f'writing {path.name}'}: {reason}.",
+        code=code,
+        found=f"{path} ({room}); {type(error).__name__}: {error}",
+        fix=fix,
+        details={"path": str(getattr(error, "filename", None) or path), "free_bytes": free},
+    )
+
+
+def _storage_code(error: BaseException) -> str | None:
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _CODES:
+            return _CODES[seen.errno]
+        text = str(seen).lower()
+        for part, code in _TEXTS:
+            if part in text:
+                return code
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def free_space(path: Path) -> int | None:
+    """Free bytes where ``path`` is or will be, or None when that cannot be said."""
     for folder in (path, *path.parents):
         try:
-            return f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB free"
+            return shutil.disk_usage(folder).free
         except OSError:
             continue
-    return "free space unknown"
+    return None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -102,8 +152,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically; see :func:`write_text`."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
+    """Write JSON atomically; see :func:`write_text`. Numbers of numpy and torch are written as numbers."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if callable(getattr(value, "tolist", None)):
+        return value.tolist()
+    return str(value)
 
 
 def read_json(path: Path) -> Any:
@@ -231,5 +291,6 @@ def lock_workdir(workdir: Path, owner: Mapping[str, Any]) -> Iterator[None]:
         write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), **owner})
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            holder.unlink(missing_ok=True)
         lock.release()

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from tunekit.plugins.hf.saving import save_model as save_model
     from tunekit.plugins.hf.saving import strip_quantization as strip_quantization
     from tunekit.plugins.hf.silence import quiet as quiet
-    from tunekit.plugins.hf.storage import storage_errors as storage_errors
     from tunekit.plugins.hf.training import TrainOutcome as TrainOutcome
     from tunekit.plugins.hf.training import train as train
+    from tunekit.storage import storage_errors as storage_errors
 
 _WHERE = {
     "tunekit.plugins.hf.arguments": ("compute_dtype", "default_device", "device_defaults", "training_arguments"),
@@ -44,7 +44,7 @@ _WHERE = {
     "tunekit.plugins.hf.loading": ("load_folder",),
     "tunekit.plugins.hf.silence": ("quiet",),
     "tunekit.plugins.hf.saving": ("count_parameters", "save_model", "strip_quantization"),
-    "tunekit.plugins.hf.storage": ("storage_errors",),
+    "tunekit.storage": ("storage_errors",),
     "tunekit.plugins.hf.training": ("TrainOutcome", "train"),
 }
 

@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from tunekit.plugins.hf.storage import fsync_tree
+from tunekit.storage import sync_tree
 
 __all__ = ["MARKER", "good_checkpoint", "problem", "rotate", "seal", "set_aside"]
 
@@ -27,7 +27,7 @@ def seal(folder: Path, global_step: int) -> None:
     """Flush the files of a checkpoint to the disk, then write the marker that lists them, atomically."""
     marker = folder / MARKER
     marker.unlink(missing_ok=True)
-    fsync_tree(folder)
+    sync_tree(folder)
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "digest": _digest(path)}
         for path in sorted(folder.rglob("*"))

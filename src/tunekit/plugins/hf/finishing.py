@@ -11,8 +11,8 @@ from tunekit.artifacts import Artifact, ModelCard
 from tunekit.errors import StepError
 from tunekit.plugins.hf.loading import load_folder
 from tunekit.plugins.hf.saving import count_parameters, ready_for_use, save_model
-from tunekit.plugins.hf.storage import fsync_tree, storage_errors
 from tunekit.plugins.protocols import LoadedModel
+from tunekit.storage import storage_errors, sync_tree
 
 if TYPE_CHECKING:
     from tunekit.context import StepContext
@@ -100,7 +100,7 @@ def _merge(
     model.eval()
     with storage_errors(adapter_folder):
         adapter.save(model, adapter_folder)
-        fsync_tree(adapter_folder)
+        sync_tree(adapter_folder)
     chosen = [list(ids)[:PROBE_TOKENS] for ids in probes if len(ids) > 0][:MAX_PROBES]
     if not chosen:
         chosen = default_probes(int(model.get_input_embeddings().weight.shape[0]), ctx.seed)

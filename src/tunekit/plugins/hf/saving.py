@@ -9,7 +9,7 @@ from typing import Any
 
 from tunekit.errors import ArtifactError
 from tunekit.plugins.hf.silence import quiet
-from tunekit.plugins.hf.storage import fsync_tree, storage_errors
+from tunekit.storage import storage_errors, sync_tree
 
 __all__ = ["count_parameters", "ready_for_use", "save_model", "strip_quantization"]
 
@@ -88,7 +88,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> Path:
             if use_cache is not None:
                 model.config.use_cache = use_cache
         save_tokenizer(tokenizer, aside)
-        fsync_tree(aside)
+        sync_tree(aside)
         if folder.exists():
             shutil.rmtree(folder)
         os.rename(aside, folder)  # noqa: PTH104  (Path.rename would do the same)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tunekit.errors import RunCancelled
 from tunekit.plugins.hf.checkpoints import good_checkpoint, set_aside
 from tunekit.plugins.hf.silence import quiet
-from tunekit.plugins.hf.storage import storage_errors
+from tunekit.storage import storage_errors
 
 if TYPE_CHECKING:
     from tunekit.context import StepContext
