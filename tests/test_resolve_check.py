@@ -328,6 +328,8 @@ def test_rows_in_the_plan(session: Session) -> None:
         (Pipeline(model="base").sft(method="classify"), [("sft", "no-data")]),
         (Pipeline(model="base").evaluate("mmul"), [("evaluate", "unknown-benchmark")]),
         (Pipeline(model="base").evaluate("private"), [("evaluate", "no-benchmark-data")]),
+        (Pipeline(model="base").evaluate("mmlu", data={"mmul": "."}), [("evaluate", "unknown-benchmark-data")]),
+        (Pipeline(model="base").evaluate("mmul", data={"mmul": "."}), [("evaluate", "unknown-benchmark")]),
         (Pipeline(model="base").evaluate([]), [("evaluate", "no-benchmarks")]),
         (Pipeline(model="base").align(method="heavy"), [("align", "missing-package")]),
         (Pipeline(model="base").align(method="broken-options"), [("align", "bad-target")]),

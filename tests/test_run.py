@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,17 @@ import pytest
 import toy_plugin
 import yaml
 
+from tunekit._stream import EventStream, History, read_metrics
 from tunekit.cancel import CancelToken
-from tunekit.errors import ArtifactError, CheckFailed, DataError, RunCancelled, StepError, WorkdirLockedError
+from tunekit.errors import (
+    ArtifactError,
+    CheckFailed,
+    DataError,
+    PipelineError,
+    RunCancelled,
+    StepError,
+    WorkdirLockedError,
+)
 from tunekit.events import (
     ArtifactWritten,
     CheckpointSaved,
@@ -394,16 +403,8 @@ def test_a_bad_row_far_down_is_found_before_anything_runs(session: Session, tmp_
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True, text=True
-    )
-    if made.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {made.stderr.strip()}")
-    yield mount
-    subprocess.run(["umount", "-l", str(mount)], check=True)
+def small_disk(make_disk: Callable[[str], Path]) -> Path:
+    return make_disk("256k")
 
 
 def test_a_full_disk_is_a_clear_error_and_loses_nothing(session: Session, small_disk: Path) -> None:
@@ -470,3 +471,102 @@ def test_a_workdir_can_be_moved(session: Session, tmp_path: Path) -> None:
     result = chain().run(workdir=tmp_path / "moved", session=session)
     assert toy_plugin.RUNS == []
     assert result.scores["toybench"].rows
+
+
+# Found in review.
+
+
+def test_a_torn_last_line_costs_that_line_only(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    history = History(path)
+    history.record(2, {"loss": 1.5})
+    history.record(3, {"loss": 1.0})
+    assert [entry["step"] for entry in read_metrics(path)] == [1, 2, 3]
+    History(path).record(2, {"loss": 1.4})
+    assert [entry["loss"] for entry in read_metrics(path)] == [2.0, 1.4]
+
+    stream_path = tmp_path / "events.jsonl"
+    stream_path.write_text('{"seq": 0}\n{"seq"')
+    EventStream("r", stream_path, []).emit(Notice, code="a", message="b")
+    assert json.loads(stream_path.read_text().splitlines()[-1])["code"] == "a"
+
+
+def test_observers_are_told_even_if_the_event_cannot_be_written(tmp_path: Path) -> None:
+    seen: list[Event] = []
+    stream = EventStream("r", tmp_path / "missing" / "events.jsonl", [seen.append])
+    with pytest.raises(ArtifactError):
+        stream.emit(RunFinished, status="failed", seconds=1.0)
+    assert [event.status for event in seen if isinstance(event, RunFinished)] == ["failed"]
+
+
+def test_scores_of_other_weights_are_not_reused(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that has to run again may come out differently, on another machine; what was made of the old one goes."""
+    pipeline = Pipeline().pretrain(data=TEXT).evaluate(["toybench"])
+    pipeline.run(workdir=tmp_path / "w", session=session)
+    shutil.rmtree(tmp_path / "w" / "01-pretrain")
+    write = toy_plugin.write_model
+    monkeypatch.setattr(toy_plugin, "write_model", lambda folder, value: write(folder, value + 1.0))
+    toy_plugin.RUNS.clear()
+    result = pipeline.run(workdir=tmp_path / "w", session=session)
+    assert toy_plugin.RUNS == ["pretrain", "evaluate"]
+    assert result.scores["toybench"].weights_hash == result.model.card.weights_hash
+    toy_plugin.RUNS.clear()
+    assert all(step.reused for step in pipeline.run(workdir=tmp_path / "w", session=session).steps)
+
+
+def test_how_often_checkpoints_are_written_does_not_repeat_a_step(session: Session, tmp_path: Path) -> None:
+    for every in (1, 2):
+        result = Pipeline().pretrain(data=TEXT, checkpoint_every=every).run(workdir=tmp_path / "w", session=session)
+    assert result.steps[0].reused
+
+
+def test_benchmark_data_in_the_home_folder(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "bench" / "toybench").mkdir(parents=True)
+    (tmp_path / "bench" / "toybench" / "rows.csv").write_text("a\n")
+    model = base_model(tmp_path / "base")
+    result = Pipeline(model=model).evaluate(["toybench"], data="~/bench").run(workdir=tmp_path / "w", session=session)
+    assert result.scores["toybench"].source == str(tmp_path / "bench" / "toybench")
+
+
+@pytest.mark.parametrize("seed", [-1, "0", True, 2**32])
+def test_what_is_no_seed_is_refused(seed: Any, session: Session, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="seed"):
+        chain().run(workdir=tmp_path / "w", session=session, seed=seed)
+    assert not (tmp_path / "w").exists()
+
+
+def test_an_error_that_is_no_storage_error_keeps_its_traceback(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise ConnectionError("the server went away")
+
+    monkeypatch.setattr(toy_plugin.ToyCrash, "run", refuse)
+    with pytest.raises(StepError, match="the server went away") as caught:
+        Pipeline(model=base_model(tmp_path / "base")).sft(method="crash", data=TEXT).run(
+            workdir=tmp_path / "w", session=session
+        )
+    assert "refuse" in caught.value.details["traceback"]
+
+
+def test_a_model_is_read_once_however_often_it_is_asked_for(session: Session, tmp_path: Path) -> None:
+    result = Pipeline().pretrain(data=TEXT).run(workdir=tmp_path / "w", session=session)
+    toy_plugin.LOADS.clear()
+    assert result.model is not None
+    for _ in range(2):
+        result.model.load()
+        result.step("pretrain").model.load()
+    assert len(toy_plugin.LOADS) == 1
+
+
+def test_numbers_of_numpy_stay_numbers(tmp_path: Path) -> None:
+    import numpy as np
+
+    from tunekit import storage
+
+    storage.write_json(tmp_path / "a.json", {"loss": np.float32(0.5), "rows": np.arange(2), "path": Path("x")})
+    assert storage.read_json(tmp_path / "a.json") == {"loss": 0.5, "rows": [0, 1], "path": "x"}

@@ -310,7 +310,7 @@ class Hooks:
         def call(*arguments: Any) -> Any:
             try:
                 answer = function(*arguments)
-                return self._findings(record, answer) if hook == "tunekit_check_plan" else answer
+                return _findings(answer) if hook == "tunekit_check_plan" else answer
             except TunekitError:
                 if hook == "tunekit_event":
                     self._report(record, hook)
@@ -345,15 +345,6 @@ class Hooks:
             message=f"Plugin {record.label} failed in {hook}: {type(error).__name__}: {error}.",
             fix=f"update or remove {record.provider}, or set TUNEKIT_DISABLE_PLUGINS={record.provider}",
         )
-
-    def _findings(self, record: PluginRecord, answer: Any) -> list[Finding]:
-        from tunekit.plugins.protocols import Finding
-
-        found = list(answer or ())
-        for item in found:
-            if not isinstance(item, Finding):
-                raise TypeError(f"returned {item!r}, which is no Finding")
-        return found
 
     def _collect(self) -> list[Entry]:
         """Ask each plugin for its specs, one hook implementation at a time."""
@@ -495,3 +486,13 @@ def _entry_points() -> list[_Point]:
 def _owners(points: Iterable[_Point]) -> dict[str, tuple[str, str, str]]:
     """Module to name, distribution and version of its entry point, to know a module that is handed in."""
     return {load.__self__.value: (name, provider, version) for name, provider, version, load in points}
+
+
+def _findings(answer: Any) -> list[Finding]:
+    from tunekit.plugins.protocols import Finding
+
+    found = list(answer or ())
+    for item in found:
+        if not isinstance(item, Finding):
+            raise TypeError(f"returned {item!r}, which is no Finding")
+    return found

@@ -26,6 +26,7 @@ class Models:
         self._session = session
         self._objects = objects
         self._live: dict[str, LoadedModel] = {}
+        self._base_hash: str | None = None
 
     def base(self) -> ModelSource:
         """The pipeline's base model.
@@ -79,7 +80,9 @@ class Models:
             return artifact.model.weights_hash if artifact is not None and artifact.model is not None else ""
         if item.step.kind == "pretrain" or self._resolved.model is None:
             return ""
-        return self.base().fingerprint()
+        if self._base_hash is None:
+            self._base_hash = self.base().fingerprint()
+        return self._base_hash
 
     def input_path(self, item: Work) -> Path | None:
         """Folder with the input model, if it lies in one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
+def _torn(path: Path) -> bool:
+    """Whether the last line was cut off while it was written; a line appended to it would be lost."""
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) != b"\n"
+
+
 class EventStream:
     """Numbers events, writes them to a JSON Lines file, and tells the observers.
 
@@ -48,15 +58,31 @@ class EventStream:
         self._failed: set[int] = set()
         self._seq = 0
         self.notices: list[str] = []
+        with storage.disk_errors(path, "reading events.jsonl"):
+            if _torn(path):
+                with path.open("a", encoding="utf-8") as stream:
+                    stream.write("\n")
 
     def emit(self, cls: type[Event], step: str | None = None, **values: Any) -> None:
-        """Make an event and pass it on."""
+        """Make an event and pass it on. Observers are told even if it cannot be written.
+
+        Raises:
+            ArtifactError: if it cannot be written.
+        """
         event = cls(run_id=self._run_id, seq=self._seq, time=time.time(), step=step, **values)
         self._seq += 1
         if isinstance(event, events.Notice):
             self.notices.append(f"{step}: {event.message}" if step else event.message)
+        try:
+            self._write(event)
+        finally:
+            self._tell(event)
+
+    def _write(self, event: Event) -> None:
         with storage.disk_errors(self._path, "writing events.jsonl"), self._path.open("a", encoding="utf-8") as stream:
             stream.write(_json_line(events.event_to_dict(event)))
+
+    def _tell(self, event: Event) -> None:
         for index, observer in enumerate(self._observers):
             try:
                 observer(event)
@@ -72,15 +98,21 @@ class History:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._entries = read_metrics(path)
+        self._last = max((entry["step"] for entry in self._entries), default=0)
+        self._rewrite = _torn(path)
 
     def record(self, global_step: int, values: Mapping[str, float]) -> dict[str, float]:
         """Append an entry; returns its finite numbers."""
         entry = {"step": global_step, **values}
-        kept = [old for old in self._entries if old["step"] < global_step or global_step == 0]
+        if self._last >= global_step > 0:
+            self._entries = [old for old in self._entries if old["step"] < global_step]
+            self._rewrite = True
         with storage.disk_errors(self._path, "writing metrics.jsonl"):
-            if len(kept) < len(self._entries):
-                storage.write_text(self._path, "".join(_json_line(old) for old in kept))
+            if self._rewrite:
+                storage.write_text(self._path, "".join(_json_line(old) for old in self._entries))
+                self._rewrite = False
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write(_json_line(entry))
-        self._entries = [*kept, entry]
+        self._entries.append(entry)
+        self._last = global_step or self._last
         return {key: value for key, value in values.items() if isinstance(value, int | float) and math.isfinite(value)}

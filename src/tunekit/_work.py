@@ -21,7 +21,7 @@ __all__ = ["Work", "data_facts", "prepare"]
 STEP_FORMAT = 1
 """Part of every step's key: raised when what a step writes changes its meaning."""
 
-_NOT_IN_KEY = ("data", "keep_checkpoints")
+_NOT_IN_KEY = ("data", "checkpoint_every", "keep_checkpoints")
 """Options that do not change a step's result by themselves; data counts by content."""
 
 Notify = Callable[[str, str, str], None]
@@ -150,7 +150,9 @@ def _open_benchmarks(step: ResolvedStep, session: Session) -> tuple[BenchmarkJob
         if named == "hub":
             label = f"hub:{spec.hub}"
         elif named is not None:
-            source = Path(named) if isinstance(data, dict) else Path(named) / (spec.folder or component.name)
+            source = Path(named).expanduser()
+            if not isinstance(data, dict):
+                source /= spec.folder or component.name
             label = str(source)
         jobs.append(
             BenchmarkJob(

@@ -47,8 +47,11 @@ class Workdir:
         self._claimed.add(final)
         return final
 
-    def find(self, folder: str, key: str) -> Finished | None:
-        """The finished step with this key, wherever an earlier run put it, or None.
+    def find(self, folder: str, key: str, input_hash: str) -> Finished | None:
+        """The finished step with this key and input weights, wherever an earlier run put it, or None.
+
+        A step that ran again may have come out with other weights (another machine, another library), and then what was
+        made of the old ones does not count.
 
         It is moved to ``folder`` if it lies elsewhere, and left out, with a notice, if its files are damaged.
         """
@@ -64,7 +67,7 @@ class Workdir:
             except ArtifactError as error:
                 self._notice("damaged-result", f"{record} is damaged and is not used: {error.message}")
                 continue
-            if artifact.fingerprint != key:
+            if artifact.fingerprint != key or data.get("input_weights_hash", "") != input_hash:
                 continue
             problem = _damage(candidate, artifact)
             if problem:

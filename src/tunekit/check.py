@@ -276,7 +276,19 @@ def _benchmark_data(analysis: Analysis) -> None:
                 else:
                     _missing_folder(analysis, step, own, f"The data of benchmark {entry.component.name}")
         elif isinstance(data, dict):
+            known = [entry.component.name for entry in step.benchmarks]
+            unfound = {finding.details.get("asked") for finding in analysis.findings if finding.step == step.name}
             for name, path in data.items():
+                if name not in known and name not in unfound:
+                    close = nearest(name, known, limit=1)
+                    analysis.add(
+                        "error",
+                        step.name,
+                        "unknown-benchmark-data",
+                        f"data names {name!r}, which this step does not measure; it measures {', '.join(known)}.",
+                        f"write {close[0]!r}" if close else "leave it out, or add the benchmark",
+                        suggestions=list(close),
+                    )
                 if isinstance(path, str) and path != "hub" and not Path(path).expanduser().exists():
                     _missing_folder(analysis, step, Path(path).expanduser(), f"The data of benchmark {name}")
 

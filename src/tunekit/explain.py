@@ -134,9 +134,10 @@ def _ref(value: Any) -> str:
 def _data(step: ResolvedStep) -> str:
     if step.benchmarks:
         given = thaw(step.options).get("data")
-        if given is None or "sample" in step.embedded:
+        if given is None:
             return "samples *"
-        return given if isinstance(given, str) else _pairs(given)
+        shown = given if isinstance(given, str) else _pairs(given)
+        return f"{shown}, else samples *" if "sample" in step.embedded else shown
     return _ref(step.data) + (" *" if "data" in step.embedded else "")
 
 

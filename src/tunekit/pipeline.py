@@ -22,7 +22,7 @@ from tunekit._values import (
     qlora,
 )
 from tunekit.errors import PipelineError
-from tunekit.plan import AdapterPlan, Plan, StepPlan, free_name
+from tunekit.plan import AdapterPlan, Plan, StepPlan, check_seed, free_name
 
 if TYPE_CHECKING:
     from tunekit.cancel import CancelToken
@@ -539,8 +539,7 @@ class Pipeline:
 
     def seed(self, seed: int) -> Pipeline:
         """Seed of the whole run; ``run(seed=...)`` wins. A setting."""
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise PipelineError("A seed is a whole number from 0.", code="seed", asked=repr(seed), fix="seed(0)")
+        check_seed(seed)
         if self._plan.seed is not None and self._plan.seed != seed:
             raise PipelineError(
                 f"The seed is set twice: {self._plan.seed} and {seed}.", code="seed-twice", fix="keep one of them"

@@ -10,11 +10,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
-from tunekit.errors import OptionsError
+from tunekit.errors import OptionsError, PipelineError
 
 __all__ = [
     "ADAPTED_KINDS",
     "DEFAULT_METHODS",
+    "MAX_SEED",
     "MODEL_KINDS",
     "SCHEMA",
     "STEP_KINDS",
@@ -28,6 +29,7 @@ __all__ = [
     "ResolvedStep",
     "StepPlan",
     "canonical_json",
+    "check_seed",
     "digest",
     "free_name",
     "freeze",
@@ -46,8 +48,24 @@ ADAPTED_KINDS = ("post_pretrain", "sft", "reward", "align")
 MODEL_KINDS = (*TRAINING_KINDS, "merge", "quantize")
 """Steps whose artifact is a model."""
 
+MAX_SEED = 2**32 - 1
+"""Largest seed that every random number generator takes."""
+
 STEP_KINDS = (*MODEL_KINDS, "evaluate", "export")
 """Every step kind of the core; others come from plugins through ``step(name)``."""
+
+
+def check_seed(seed: Any) -> int:
+    """``seed``, if it is one.
+
+    Raises:
+        PipelineError: if it is not a whole number from 0 to ``MAX_SEED``.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise PipelineError(
+            f"A seed is a whole number from 0 to {MAX_SEED}.", code="seed", asked=repr(seed), fix="seed=0"
+        )
+    return seed
 
 
 class FrozenDict(dict[str, Any]):

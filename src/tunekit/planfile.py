@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunekit._values import STEP_KIND, STEP_NAME
 from tunekit.errors import ArtifactError, PipelineError, TunekitError, nearest
-from tunekit.plan import SCHEMA, STEP_KINDS, AdapterPlan, Plan, StepPlan, free_name, thaw
+from tunekit.plan import MAX_SEED, SCHEMA, STEP_KINDS, AdapterPlan, Plan, StepPlan, check_seed, free_name, thaw
 
 if TYPE_CHECKING:
     import yaml
@@ -332,9 +332,12 @@ def _plan(data: Any, where: str, lines: Mapping[_Path, int], found: list[tuple[i
     if isinstance(model, str) and model.startswith("object:"):
         problems.add(("model",), "an object in memory cannot be named in a file")
     seed = data.get("seed")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
-        problems.add(("seed",), f"is a whole number from 0, not {seed!r}")
-        seed = None
+    if seed is not None:
+        try:
+            check_seed(seed)
+        except PipelineError:
+            problems.add(("seed",), f"is a whole number from 0 to {MAX_SEED}, not {seed!r}")
+            seed = None
     adapter = _adapter(data, (), problems)
     plan = Plan(
         model=model,

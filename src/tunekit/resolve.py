@@ -515,7 +515,9 @@ def _data(analysis: Analysis, step: StepAnalysis) -> None:
         step.data = given
         return
     if isinstance(spec, QuantizerSpec):
-        if spec.calibrated and not any(other.data is not None for other in step.lineage()):
+        if spec.calibrated and not any(
+            other.kind in TRAINING_KINDS and other.data is not None for other in step.lineage()
+        ):
             step.data = EMBEDDED_DATA["text"]
             step.embedded.append("data")
         return

@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,9 +118,9 @@ class StepResult:
         """One dict per optimizer step: ``step``, ``loss``, ``learning_rate``, ``grad_norm``, ``tokens`` ..."""
         return read_metrics(self.folder / "metrics.jsonl")
 
-    @property
+    @cached_property
     def model(self) -> ModelRef | None:
-        """The model this step made, or None for a report."""
+        """The model this step made, or None for a report. The same object each time, so that it is loaded once."""
         card = self.artifact.model
         return None if card is None else ModelRef(self.folder / card.path, card, self.session)
 

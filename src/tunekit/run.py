@@ -24,7 +24,7 @@ from tunekit.context import StepContext
 from tunekit.errors import ArtifactError, PluginError, RunCancelled, StepError, TunekitError
 from tunekit.events import Event, Observer
 from tunekit.manifest import hardware, new_manifest
-from tunekit.plan import ComponentRef, Plan, ResolvedPlan, thaw
+from tunekit.plan import ComponentRef, Plan, ResolvedPlan, check_seed, thaw
 from tunekit.plugins.protocols import Adapter, Component
 from tunekit.resolve import failure
 from tunekit.results import RunHandle, RunResult, StepResult
@@ -68,6 +68,7 @@ def execute(
         strict: refuse embedded defaults.
 
     Raises:
+        PipelineError: if ``seed`` is no seed.
         CheckFailed: if the plan has errors; nothing was run.
         DataError: if a data set is bad.
         ArtifactError: if the work folder cannot be used (``WorkdirLockedError``: by another run).
@@ -76,7 +77,7 @@ def execute(
     """
     session = session or default_session()
     if seed is not None:
-        plan = replace(plan, seed=seed)
+        plan = replace(plan, seed=check_seed(seed))
     resolved, findings = check.check_plan(plan, session=session, objects=objects, strict=strict)
     if resolved is None or any(finding.level == "error" for finding in findings):
         raise failure(findings, "was refused and nothing was run")
@@ -146,12 +147,13 @@ class _Run:
                 raise
             finally:
                 # A full disk must not hide the error that is on its way out.
-                with contextlib.suppress(ArtifactError):
-                    if self.manifest:
-                        self.manifest.update(
-                            status=status, finished=time.time(), hardware=hardware(), notices=self.stream.notices
-                        )
+                if self.manifest:
+                    self.manifest.update(
+                        status=status, finished=time.time(), hardware=hardware(), notices=self.stream.notices
+                    )
+                    with contextlib.suppress(ArtifactError):
                         self._write_manifest()
+                with contextlib.suppress(ArtifactError):
                     self.stream.emit(events.RunFinished, status=status, seconds=time.time() - self.started)
 
     @contextlib.contextmanager
@@ -219,7 +221,8 @@ class _Run:
     def _step(self, item: Work, work: Sequence[Work]) -> StepResult:
         self.cancel.raise_if_cancelled()
         step = item.step
-        found = self.workdir.find(step.folder, item.key)
+        input_hash = self.models.input_hash(item)
+        found = self.workdir.find(step.folder, item.key, input_hash)
         self.stream.emit(
             events.StepStarted,
             step.name,
@@ -281,7 +284,10 @@ class _Run:
         )
         artifact = self._complete(item, self._call(item, self._context(item, partial)), partial)
         seconds = time.time() - started
-        storage.write_json(partial / "result.json", {**artifact.to_data(), "seconds": seconds})
+        storage.write_json(
+            partial / "result.json",
+            {**artifact.to_data(), "seconds": seconds, "input_weights_hash": self.models.input_hash(item)},
+        )
         final = self.workdir.publish(partial, step.folder)
         size = artifact.model.size_bytes if artifact.model else 0
         self.stream.emit(events.ArtifactWritten, step.name, path=str(final), size_bytes=size)
@@ -290,7 +296,7 @@ class _Run:
     def _call(self, item: Work, ctx: StepContext) -> Artifact:
         step = item.step
         try:
-            with storage.disk_errors(ctx.dir, f"running step {step.name}"):
+            with storage.storage_errors(ctx.dir, f"running step {step.name}"):
                 artifact = self.session.hooks.run_step(step, ctx)
         except TunekitError as error:
             error.details.setdefault("step", step.name)

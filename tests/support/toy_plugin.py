@@ -42,6 +42,7 @@ class ToyOptions(DataOptions):
     rate: float = 0.5
     fail_at: int | None = None
     pause: float = 0.0
+    checkpoint_every: int = 1
     seed: int | None = None
 
 

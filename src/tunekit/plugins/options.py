@@ -70,5 +70,5 @@ class TrainOptions(DataOptions):
     """Optimizer steps between checkpoints. None: about ten times per step of the pipeline, at least every 500."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """How many of the newest checkpoints stay on disk."""
-    seed: int | None = Field(default=None, ge=0)
+    seed: int | None = Field(default=None, ge=0, le=2**32 - 1)
     """Seed of this step. None: the run's seed."""
