@@ -17,6 +17,7 @@ from tunekit.context import StepContext
 from tunekit.errors import ArtifactError, StepError
 from tunekit.plan import ComponentRef, ResolvedStep
 from tunekit.plugins import hf
+from tunekit.plugins.hf import finishing, loading
 from tunekit.plugins.hf.loading import folder_problems
 from tunekit.plugins.hf.training import TrainOutcome
 from tunekit.plugins.protocols import LoadedModel
@@ -197,6 +198,41 @@ def test_weights_changed_on_their_way_to_the_disk_are_noticed(
     monkeypatch.setattr(finishing, "save_model", tampering)
     with pytest.raises(StepError, match="on disk are not the merged ones"):
         finish(tmp_path, stories260k, SmallAdapter())
+
+
+def test_a_probe_that_is_not_a_number_is_no_agreement() -> None:
+    good, bad = torch.zeros(2, 3), torch.tensor([[0.0, float("nan"), 0.0]])
+    for order in ([good, bad], [bad, good]):
+        difference = finishing._largest_difference([torch.zeros_like(part) for part in order], order)
+        assert not difference <= 1e9
+
+
+@pytest.mark.parametrize("adapter", [None, SmallAdapter()])
+def test_the_kept_model_is_what_a_reload_gives(
+    tmp_path: Path, stories260k: Path, adapter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (finishing, loading):
+        monkeypatch.setattr(module, "compute_dtype", lambda: torch.bfloat16)
+    kept: list[LoadedModel] = []
+    loaded = hf.load_folder(stories260k)
+    model = loaded.model
+    if adapter is None:
+        model.float()  # as training does with the weights it changes
+    else:
+        model = adapter.attach(model, seed=0)
+        for layer in adapter.layers(model):
+            layer.to(torch.bfloat16)
+        adapter.train_a_little(model)
+    artifact = hf.finish(make_context(tmp_path, adapter, kept), model, loaded.tokenizer, outcome=OUTCOME)
+    again = hf.load_folder(tmp_path / "model").model
+    assert artifact.model is not None
+    assert artifact.model.dtype == ("bfloat16" if adapter else "float32")
+    assert kept[0].model.config.dtype == again.config.dtype == torch.bfloat16
+    weights = dict(kept[0].model.named_parameters())
+    for name, weight in again.named_parameters():
+        assert weights[name].dtype == torch.bfloat16
+        assert torch.equal(weights[name], weight)
+    assert torch.equal(kept[0].model.lm_head.weight, again.lm_head.weight)
 
 
 def test_tied_embeddings_survive(tmp_path: Path, stories260k: Path) -> None:

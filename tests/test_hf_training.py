@@ -247,6 +247,19 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, 
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint-12"]
 
 
+def test_weights_alone_are_no_checkpoint_to_continue_from(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-4"
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text('{"global_step": 4}')
+    checkpoints.seal(folder, 4)
+    good, problems = checkpoints.good_checkpoint(tmp_path)
+    assert good is None
+    assert problems == ["checkpoint-4: it holds weights only: there is no optimizer state to continue with"]
+    (folder / "optimizer.pt").write_bytes(b"state")
+    checkpoints.seal(folder, 4)
+    assert checkpoints.good_checkpoint(tmp_path) == (folder, [])
+
+
 def test_all_checkpoints_damaged_starts_over(tmp_path: Path) -> None:
     whole, _, _ = run(tmp_path / "a", options())
     shutil.copytree(tmp_path / "a", tmp_path / "b")

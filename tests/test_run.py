@@ -224,6 +224,24 @@ def test_damaged_weights_are_named_and_made_again(session: Session, tmp_path: Pa
     assert any(str(weights.parent) in notice for notice in result.notices)
 
 
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_text("{}x")])
+def test_a_damaged_file_beside_the_weights_is_named_too(session: Session, tmp_path: Path, change: Any) -> None:
+    pipeline = Pipeline().pretrain(data=TEXT)
+    pipeline.run(workdir=tmp_path / "w", session=session)
+    config = tmp_path / "w" / "01-pretrain" / "model" / "toy.json"
+    change(config)
+    result = pipeline.run(workdir=tmp_path / "w", session=session)
+    assert toy_plugin.RUNS == ["pretrain", "pretrain"]
+    assert any(str(config) in notice for notice in result.notices)
+
+
+@pytest.mark.parametrize("wrong", [{"workdir": ""}, {"on_event": 5}])
+def test_arguments_that_cannot_be_meant(session: Session, wrong: dict[str, Any]) -> None:
+    with pytest.raises(PipelineError):
+        Pipeline().pretrain(data=TEXT).run(session=session, **wrong)
+    assert toy_plugin.RUNS == []
+
+
 def test_swapped_weights_cannot_be_used_or_scored(session: Session, tmp_path: Path) -> None:
     result = Pipeline().pretrain(data=TEXT).run(workdir=tmp_path / "w", session=session)
     (tmp_path / "w" / "01-pretrain" / "model" / "weights.safetensors").write_text("99.0")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tunekit import storage
 from tunekit.artifacts import Artifact
 from tunekit.errors import ArtifactError
+from tunekit.plan import digest
 
-__all__ = ["Finished", "Workdir"]
+__all__ = ["Finished", "Workdir", "result_files"]
 
 Finished = tuple[Artifact, Path, float]
 """A finished step: its artifact, its folder, and the seconds it took."""
@@ -25,12 +26,12 @@ class Workdir:
         self._notice = notice
         self._claimed: set[Path] = set()
 
-    def partial(self, folder: str, key: str) -> Path:
-        """The folder in which the step with this key is worked on; made if missing.
+    def partial(self, folder: str, key: str, input_hash: str) -> Path:
+        """The folder in which the step with this key and input weights is worked on; made if missing.
 
-        An interrupted step of the same key left its checkpoints there.
+        An interrupted step of the same key and input left its checkpoints there.
         """
-        partial = self.path / ".partial" / f"{folder}-{key[:8]}"
+        partial = self.path / ".partial" / f"{folder}-{digest([key, input_hash])[:8]}"
         with storage.disk_errors(partial, f"preparing {folder}"):
             partial.mkdir(parents=True, exist_ok=True)
         return partial
@@ -69,7 +70,7 @@ class Workdir:
                 continue
             if artifact.fingerprint != key or data.get("input_weights_hash", "") != input_hash:
                 continue
-            problem = _damage(candidate, artifact)
+            problem = _damage(candidate, artifact, data.get("files", {}))
             if problem:
                 self._notice("damaged-artifact", f"{problem}; the step runs again")
                 continue
@@ -99,11 +100,23 @@ class Workdir:
             final.rename(target)
 
 
-def _damage(folder: Path, artifact: Artifact) -> str:
+def result_files(folder: Path) -> dict[str, int]:
+    """Sizes in bytes of what a finished step consists of, by path in its folder; its checkpoints are no part of it."""
+    files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    apart = ("checkpoints", "result.json")
+    return {name.as_posix(): path.stat().st_size for name, path in files.items() if name.parts[0] not in apart}
+
+
+def _damage(folder: Path, artifact: Artifact, files: Mapping[str, int]) -> str:
+    for name, size in files.items():
+        try:
+            found_size = (folder / name).stat().st_size
+        except OSError:
+            return f"{folder / name} is missing"
+        if found_size != size:
+            return f"{folder / name} has {found_size} bytes in place of {size}"
     if artifact.model is None:
-        rows = [score.rows_path for score in artifact.scores.values() if score.rows_path]
-        missing = [path for path in rows if not (folder / path).is_file()]
-        return f"{folder / missing[0]} is missing" if missing else ""
+        return ""
     path = folder / artifact.model.path
     try:
         found = storage.weights_digest(path)

@@ -17,11 +17,11 @@ from tunekit import check, events, storage
 from tunekit._models import Models
 from tunekit._stream import EventStream, History
 from tunekit._work import Work, data_facts, prepare
-from tunekit._workdir import Workdir
+from tunekit._workdir import Workdir, result_files
 from tunekit.artifacts import Artifact
 from tunekit.cancel import CancelToken
 from tunekit.context import StepContext
-from tunekit.errors import ArtifactError, PluginError, RunCancelled, StepError, TunekitError
+from tunekit.errors import ArtifactError, PipelineError, PluginError, RunCancelled, StepError, TunekitError
 from tunekit.events import Event, Observer
 from tunekit.manifest import hardware, new_manifest
 from tunekit.plan import ComponentRef, Plan, ResolvedPlan, check_seed, thaw
@@ -68,13 +68,20 @@ def execute(
         strict: refuse embedded defaults.
 
     Raises:
-        PipelineError: if ``seed`` is no seed.
+        PipelineError: if ``seed`` is no seed, or another argument cannot be used.
         CheckFailed: if the plan has errors; nothing was run.
         DataError: if a data set is bad.
         ArtifactError: if the work folder cannot be used (``WorkdirLockedError``: by another run).
         StepError: if a step fails.
         RunCancelled: if ``cancel`` was set.
     """
+    if workdir is not None and not os.fspath(workdir):
+        raise PipelineError(
+            "The workdir is empty text.", code="workdir", fix='run(workdir="runs/first"), or leave it out'
+        )
+    for observer in observers:
+        if not callable(observer):
+            raise PipelineError(f"{observer!r} cannot be called.", code="observer", fix="run(on_event=function)")
     session = session or default_session()
     if seed is not None:
         plan = replace(plan, seed=check_seed(seed))
@@ -278,7 +285,8 @@ class _Run:
     def _compute(self, item: Work) -> tuple[Artifact, Path, float]:
         started = time.time()
         step = item.step
-        partial = self.workdir.partial(step.folder, item.key)
+        input_hash = self.models.input_hash(item)
+        partial = self.workdir.partial(step.folder, item.key, input_hash)
         storage.write_json(
             partial / "options.json", {"step": step.name, "fingerprint": item.key, "options": thaw(step.options)}
         )
@@ -286,7 +294,12 @@ class _Run:
         seconds = time.time() - started
         storage.write_json(
             partial / "result.json",
-            {**artifact.to_data(), "seconds": seconds, "input_weights_hash": self.models.input_hash(item)},
+            {
+                **artifact.to_data(),
+                "seconds": seconds,
+                "input_weights_hash": input_hash,
+                "files": result_files(partial),
+            },
         )
         final = self.workdir.publish(partial, step.folder)
         size = artifact.model.size_bytes if artifact.model else 0

@@ -61,6 +61,9 @@ def problem(folder: Path) -> str | None:
         return f"{MARKER} cannot be read ({error})"
     if "trainer_state.json" not in files:
         return "it has no trainer_state.json"
+    # optimizer.pt, FSDP's optimizer.bin or optimizer_0/, DeepSpeed's ..._optim_states.pt
+    if not any("optim" in name for name in files):
+        return "it holds weights only: there is no optimizer state to continue with"
     for name, facts in files.items():
         path = folder / name
         try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunekit.artifacts import Artifact, ModelCard
 from tunekit.errors import StepError
+from tunekit.plugins.hf.arguments import compute_dtype
 from tunekit.plugins.hf.loading import load_folder
 from tunekit.plugins.hf.saving import count_parameters, ready_for_use, save_model
 from tunekit.plugins.protocols import LoadedModel
@@ -71,10 +72,11 @@ def finish(
         model, facts["merge_proof"] = _merge(ctx, model, tokenizer, folder, probes)
         total, _ = count_parameters(model)
         facts["parameters"] = total
-    ctx.keep(LoadedModel(model=model, tokenizer=tokenizer, path=folder))
+    stored = _dtype_name(model)
+    ctx.keep(LoadedModel(model=_as_loaded(model), tokenizer=tokenizer, path=folder))
     return Artifact(
         kind="model",
-        model=ModelCard(path=folder.name, parameters=total, dtype=_dtype_name(model)),
+        model=ModelCard(path=folder.name, parameters=total, dtype=stored),
         adapter_path=adapter_path,
         trained=ctx.step.trains,
         trained_parameters=trained,
@@ -163,6 +165,18 @@ def _failed(ctx: StepContext, why: str, proof: Mapping[str, Any], fix: str = "")
     )
 
 
+def _as_loaded(model: Any) -> Any:
+    """The model in the type that :func:`load_folder` reads it in: a later step must not see whether it was reloaded.
+
+    Trained weights are float32, also where models are loaded in bfloat16; on disk they stay float32.
+    """
+    dtype = compute_dtype()
+    if next(model.parameters()).dtype != dtype:
+        model = model.to(dtype)
+        model.config.dtype = dtype
+    return model
+
+
 def _logits(model: Any, probes: Sequence[Sequence[int]]) -> list[Any]:
     """One float32 tensor on the CPU per probe; (tokens, vocabulary) for a causal model."""
     import torch
@@ -175,7 +189,10 @@ def _logits(model: Any, probes: Sequence[Sequence[int]]) -> list[Any]:
 
 
 def _largest_difference(left: Sequence[Any], right: Sequence[Any]) -> float:
-    return max(float((a - b).abs().max()) for a, b in zip(left, right, strict=True))
+    import torch
+
+    # Not Python's max: it passes over a value that is not a number.
+    return float(torch.stack([(a - b).abs().max() for a, b in zip(left, right, strict=True)]).max())
 
 
 def _tensor_hash(tensor: Any) -> str:

@@ -79,7 +79,12 @@ def load_folder(path: Path, dtype: Any = None) -> LoadedModel:
     with quiet(), guard:
         try:
             model, info = _model_class(config).from_pretrained(
-                path, dtype=dtype or compute_dtype(), local_files_only=True, output_loading_info=True
+                path,
+                dtype=dtype or compute_dtype(),
+                local_files_only=True,
+                output_loading_info=True,
+                # Packed layers choose their kernels by device while they are made; the default would be the CPU.
+                device_map={"": default_device()} if method else None,
             )
             from transformers import AutoTokenizer
 
