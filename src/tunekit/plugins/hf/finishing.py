@@ -168,12 +168,15 @@ def _failed(ctx: StepContext, why: str, proof: Mapping[str, Any], fix: str = "")
 def _as_loaded(model: Any) -> Any:
     """The model in the type that :func:`load_folder` reads it in: a later step must not see whether it was reloaded.
 
-    Trained weights are float32, also where models are loaded in bfloat16; on disk they stay float32.
+    Trained weights are float32, also where models are loaded in bfloat16; on disk they stay float32. Only parameters
+    are cast: rounding the frequencies of rotary positions, which are buffers, would move positions.
     """
     dtype = compute_dtype()
-    if next(model.parameters()).dtype != dtype:
-        model = model.to(dtype)
-        model.config.dtype = dtype
+    kept = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not any(part in name.split(".") for part in kept):
+            parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
     return model
 
 
