@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer
 
 from tunekit.errors import DataError
 from tunekit_trl.encoding import IGNORED, Encoder
+from tunekit_trl.rows import encoder_for
 from tunekit_trl.sft import PadRows, pad_id
 
 _spec = importlib.util.spec_from_file_location("trl_driver", Path(__file__).with_name("trl_driver.py"))
@@ -198,6 +200,19 @@ def test_exactly_one_bos_with_and_without_a_template() -> None:
         example = encoder(plain).example({"text": text}, "text", "all")
         assert shown(plain, example.input_ids) == "<bos>ab<eos>"
         assert example.labels[1:] == example.input_ids[1:]
+
+
+def test_a_token_without_an_embedding_is_an_error() -> None:
+    tokenizer = driver.byte_tokenizer(template=None, eos="<eos>")
+    model = driver.tiny_model()
+    rows = model.get_input_embeddings().weight.shape[0]
+    tokenizer.add_tokens([f"<new-{number}>" for number in range(rows + 1 - len(tokenizer))])
+    last = tokenizer.convert_ids_to_tokens(rows)
+    made = encoder_for(model, tokenizer, 64)
+    assert made.example({"text": "ab"}, "text", "all").targets > 0
+    with pytest.raises(DataError, match=re.escape(last)) as found:
+        made.example({"prompt": "a", "completion": f"b {last}"}, "prompt_completion", "completion")
+    assert found.value.code == "vocabulary"
 
 
 @pytest.mark.parametrize("pad", ["<pad>", "<eos>"])

@@ -73,11 +73,13 @@ class Encoder:
         tokenizer: a ``transformers`` tokenizer.
         max_length: longest example in tokens; the end of longer ones is cut.
         stop_ids: ids that end a turn besides the tokenizer's end-of-text token, such as the model's own list.
+        vocabulary: number of the model's embeddings; None: unknown.
     """
 
     tokenizer: Any
     max_length: int
     stop_ids: frozenset[int] = frozenset()
+    vocabulary: int | None = None
     appended_stops: int = field(default=0, init=False)
     """Rows to which the end-of-text token was added, since their text had none."""
 
@@ -207,6 +209,15 @@ class Encoder:
             ids = [*ids, self.eos_id]
             tokens.spans[-1] = (begin, len(ids))
             self.appended_stops += 1
+        if self.vocabulary is not None and ids and max(ids) >= self.vocabulary:
+            raise DataError(
+                f"the tokenizer makes a token that the model has no embedding for "
+                f"({self.tokenizer.convert_ids_to_tokens(max(ids))!r})",
+                code="vocabulary",
+                found=f"token id {max(ids)}, {self.vocabulary} embeddings",
+                fix="use the model's own tokenizer, or resize its embeddings (model.resize_token_embeddings) and train "
+                "them in full first",
+            )
         tokens.ids = ids
         return tokens
 

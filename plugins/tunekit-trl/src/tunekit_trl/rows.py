@@ -109,7 +109,8 @@ def encoder_for(model: Any, tokenizer: Any, max_length: int) -> Encoder:
         max_length = min(max_length, limit)
     stops = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = stops if isinstance(stops, list) else [] if stops is None else [stops]
-    return Encoder(tokenizer, max_length, frozenset(int(stop) for stop in listed))
+    embeddings = int(model.get_input_embeddings().weight.shape[0])
+    return Encoder(tokenizer, max_length, frozenset(int(stop) for stop in listed), embeddings)
 
 
 def sft_rows(ctx: StepContext, encoder: Encoder, train_on: str | None) -> tuple[Dataset, DataFacts]:

@@ -63,8 +63,6 @@ def training_arguments(
     cls: type[Any],
     ctx: StepContext,
     options: TrainOptions,
-    *,
-    total_steps_hint: int | None = None,
     **extra: Any,
 ) -> Any:
     """An instance of ``cls`` (``TrainingArguments`` or a TRL config) for the options of a step.
@@ -72,9 +70,7 @@ def training_arguments(
     Args:
         cls: the class to build.
         ctx: the step; checkpoints go to ``ctx.dir / "checkpoints"``, seeds are ``ctx.seed``.
-        options: the shared options of trainers.
-        total_steps_hint: optimizer steps in all, if known: an explicit ``save_steps`` is derived from it. Without it
-            the callback chooses when training starts.
+        options: the shared options of trainers. Without ``checkpoint_every`` the callback chooses when to save.
         extra: further arguments of ``cls``; they win over those derived here. One that the installed class lacks is
             left out only if it asks for nothing (None or False).
 
@@ -83,9 +79,6 @@ def training_arguments(
         OptionsError: if there is no learning rate, or the class refuses a value.
     """
     parameters = inspect.signature(cls).parameters
-    save_steps = options.checkpoint_every
-    if save_steps is None and total_steps_hint:
-        save_steps = min(_MANUAL_SAVE, max(1, -(-total_steps_hint // 10)))
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in parameters else "gradient_checkpointing"
     wanted: dict[str, Any] = {
         "output_dir": str(ctx.dir / "checkpoints"),
@@ -107,7 +100,7 @@ def training_arguments(
         "disable_tqdm": True,
         "eval_strategy": "no",
         "save_strategy": "steps",
-        "save_steps": save_steps if save_steps is not None else _MANUAL_SAVE,
+        "save_steps": options.checkpoint_every if options.checkpoint_every is not None else _MANUAL_SAVE,
         # Rotation is the callback's: it deletes older checkpoints only after the new one is known to be complete.
         "save_total_limit": None,
         "push_to_hub": False,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tunekit.context import StepContext
     from tunekit.plugins.hf.training import TrainOutcome
 
-__all__ = ["default_probes", "finish"]
+__all__ = ["finish"]
 
 MAX_PROBES = 8
 PROBE_TOKENS = 64
@@ -85,12 +85,12 @@ def finish(
     )
 
 
-def default_probes(vocabulary: int, seed: int = 0, count: int = 4, length: int = 32) -> list[list[int]]:
-    """Fixed random token sequences: ``count`` lists of ``length`` ids below ``vocabulary``."""
+def _default_probes(vocabulary: int, seed: int) -> list[list[int]]:
+    """Four fixed random sequences of 32 token ids below ``vocabulary``."""
     import random
 
     draw = random.Random(seed)
-    return [[draw.randrange(vocabulary) for _ in range(length)] for _ in range(count)]
+    return [[draw.randrange(vocabulary) for _ in range(32)] for _ in range(4)]
 
 
 def _merge(
@@ -105,7 +105,7 @@ def _merge(
         sync_tree(adapter_folder)
     chosen = [list(ids)[:PROBE_TOKENS] for ids in probes if len(ids) > 0][:MAX_PROBES]
     if not chosen:
-        chosen = default_probes(int(model.get_input_embeddings().weight.shape[0]), ctx.seed)
+        chosen = _default_probes(int(model.get_input_embeddings().weight.shape[0]), ctx.seed)
     expected = _logits(model, chosen)
     with adapter.detached(model):
         base = _logits(model, chosen)
