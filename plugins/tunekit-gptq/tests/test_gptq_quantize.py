@@ -165,10 +165,17 @@ def test_an_input_without_a_folder_is_written_first(quantized: Callable[..., Any
 
 
 def test_explicit_data_wins_over_training_data(
-    make_context: Callable[..., Any], tiny: Path, stories: list[dict[str, Any]]
+    make_context: Callable[..., Any],
+    tiny: Path,
+    stories: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # the worker has a working folder of its own: relative paths must survive that
     own = [{"text": f"The boat number {n} went to the sea and came back."} for n in range(12)]
-    record = make_context(tiny, training_data=[stories], data=own, scheme="int8", calibration_rows=6)
+    record = make_context(
+        tiny, folder=Path("here"), training_data=[stories], data=own, scheme="int8", calibration_rows=6
+    )
     details = record.run().details["calibration"]
     assert [(source["schema"], source["rows"]) for source in details["sources"]] == [("text", 6)]
     assert "gptq-few-tokens" in record.notices

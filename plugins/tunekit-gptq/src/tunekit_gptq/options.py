@@ -32,7 +32,7 @@ class GptqOptions(DataOptions):
     calibration_rows: int = Field(default=128, ge=1)
     """Most calibration rows."""
     calibration_tokens: int | None = Field(default=None, ge=64)
-    """Calibration ends at this many tokens. None: eight for each input of the widest layer, at least 4096."""
+    """Calibration ends at this many tokens. None: four for each input of the widest layer, at least 4096."""
     max_length: int = Field(default=512, ge=8)
     """Longest calibration row in tokens; longer texts are cut to pieces, longer chats at their end."""
     rest_dtype: Literal["float16", "bfloat16", "float32"] = "float16"

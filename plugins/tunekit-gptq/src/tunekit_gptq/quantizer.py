@@ -178,7 +178,7 @@ class Gptq:
             [ctx.data] if ctx.data is not None else list(ctx.training_data),
             before.tokenizer,
             rows=options.calibration_rows,
-            tokens=options.calibration_tokens or max(4096, 8 * widest),
+            tokens=options.calibration_tokens or max(4096, 4 * widest),
             max_length=min(options.max_length, int(limit)),
             seed=ctx.seed,
         )

@@ -112,9 +112,9 @@ def quantize(job: dict[str, Any], send: Send) -> dict[str, Any]:
 def main(path: str) -> int:
     """Run the job in the file ``path``. Returns the exit code."""
     send = _channel()
-    job = json.loads(Path(path).read_text(encoding="utf-8"))
-    _die_with_parent(int(job["parent"]))
     try:
+        job = json.loads(Path(path).read_text(encoding="utf-8"))
+        _die_with_parent(int(job["parent"]))
         send(quantize(job, send))
     except BaseException as error:  # noqa: BLE001  (whatever it is, the parent must hear of it)
         send(
