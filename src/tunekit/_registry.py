@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tunekit.errors import AmbiguousNameError, UnknownNameError, nearest
-from tunekit.plan import TRAINING_KINDS, ComponentRef
-from tunekit.plugins.specs import Spec, TrainerSpec
+from tunekit.plan import PIPELINE_NAMES, TRAINING_KINDS, ComponentRef
+from tunekit.plugins.specs import Spec, StepSpec, TrainerSpec
 from tunekit.settings import canonical_name
 
 __all__ = ["Entry", "PluginRecord", "Registry", "spec_problem", "spec_stage"]
 
+VERB = re.compile(r"[a-z][a-z0-9_]*")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -91,6 +93,16 @@ def spec_problem(spec: object, expected: type[Spec]) -> str:
         return f"the stage {spec.stage!r} of {spec.name!r} is none of {', '.join(TRAINING_KINDS)}{hint}"
     if spec.kind == "step" and spec.name in (*TRAINING_KINDS, "quantize", "export"):
         return f"the step name {spec.name!r} belongs to tunekit"
+    if isinstance(spec, StepSpec) and spec.verb != "":
+        return _verb_problem(spec.name, spec.verb)
+    return ""
+
+
+def _verb_problem(name: str, verb: object) -> str:
+    if not isinstance(verb, str) or not VERB.fullmatch(verb) or keyword.iskeyword(verb):
+        return f"the verb {verb!r} of {name!r} is no method name: lower case letters, digits and '_', no keyword"
+    if verb in PIPELINE_NAMES:
+        return f"the verb {verb!r} of {name!r} belongs to tunekit; Pipeline.{verb} cannot be replaced"
     return ""
 
 

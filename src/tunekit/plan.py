@@ -17,6 +17,7 @@ __all__ = [
     "DEFAULT_METHODS",
     "MAX_SEED",
     "MODEL_KINDS",
+    "PIPELINE_NAMES",
     "SCHEMA",
     "STEP_KINDS",
     "TRAINING_KINDS",
@@ -53,6 +54,14 @@ MAX_SEED = 2**32 - 1
 
 STEP_KINDS = (*MODEL_KINDS, "evaluate", "export")
 """Every step kind of the core; others come from plugins through ``step(name)``."""
+
+PIPELINE_NAMES = (
+    *STEP_KINDS,
+    *("adapter", "lora", "qlora", "seed", "step", "track"),
+    *("check", "explain", "plan", "run", "start"),
+    *("from_json", "from_plan", "from_yaml", "to_json", "to_yaml"),
+)
+"""What ``Pipeline`` has of its own; no plugin's verb may be called so."""
 
 
 def check_seed(seed: Any) -> int:

@@ -146,3 +146,6 @@ class StepSpec(Spec):
     """Row shapes it accepts; empty: it reads no training data."""
     adapters: bool = False
     """Whether the pipeline's adapter setting applies."""
+    verb: str = ""
+    """Method that pipelines offer for it: ``verb="distill"`` makes ``Pipeline().distill(...)`` mean
+    ``Pipeline().step(name, ...)``. A lower-case identifier that no pipeline has yet. Empty: none."""
