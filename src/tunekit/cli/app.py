@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from tunekit.cli.exits import HELP, ExitCode, exit_code
-from tunekit.errors import RunCancelled, TunekitError, nearest
+from tunekit.cli.command import Command, Debug, Json
+from tunekit.cli.exits import HELP, ExitCode
+from tunekit.cli.plugins import plugin_app, plugins_app
+from tunekit.errors import nearest
 
 if TYPE_CHECKING:
-    from tunekit.cli.signals import Stopped
     from tunekit.events import Event
     from tunekit.pipeline import Pipeline
 
@@ -33,6 +28,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(plugins_app, name="plugins")
+app.add_typer(plugin_app, name="plugin")
+
 PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="Plan file, YAML or JSON.", show_default=False)]
 Workdir = Annotated[
     Path | None,
@@ -42,9 +40,7 @@ Seed = Annotated[
     int | None, typer.Option(help="Seed of the run; default: the plan's, else 0.", min=0, show_default=False)
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse embedded defaults.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output; all else on standard error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log.")]
 
 
 class ExplainFormat(StrEnum):
@@ -53,57 +49,6 @@ class ExplainFormat(StrEnum):
     text = "text"
     tree = "tree"
     json = "json"
-
-
-class _Command:
-    """One invocation: its consoles, and how far the run is."""
-
-    def __init__(self, *, json: bool = False, debug: bool = False) -> None:
-        self.json = json
-        self.debug = debug
-        self.out = Console(stderr=json)
-        self.err = Console(stderr=True)
-        self.running = False
-        self.stopped: Stopped | None = None
-        if debug:
-            logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-            logging.getLogger("tunekit").setLevel(logging.DEBUG)
-        else:
-            # torchao makes torch warn about its own enums at every import; nobody here can do anything about it
-            logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
-
-    def watch(self, event: Event) -> None:
-        """Note that a step has begun."""
-        self.running = self.running or type(event).__name__ == "StepStarted"
-
-    def fail(self, error: BaseException, code: ExitCode) -> NoReturn:
-        """Show an error and end."""
-        from tunekit.cli import render
-
-        if self.debug:
-            inner = error.details.get("traceback") if isinstance(error, TunekitError) else None
-            self.err.print(inner or "".join(traceback.format_exception(error)), markup=False, highlight=False)
-        if isinstance(error, TunekitError):
-            self.err.print(render.error_view(error, self.err), highlight=False)
-        elif not isinstance(error, KeyboardInterrupt):
-            text = f"tunekit failed unexpectedly: {type(error).__name__}: {error}"
-            hint = "" if self.debug else "\nThis is a bug. Run again with --debug and report what it shows."
-            self.err.print(text + hint, style="red", markup=False, highlight=False)
-        if self.json:
-            render.write_json(render.error_data(error, code))
-        raise typer.Exit(int(code))
-
-    @contextmanager
-    def errors(self) -> Iterator[None]:
-        """Turn errors of the block into messages and exit codes."""
-        try:
-            yield
-        except (typer.Exit, typer.Abort, typer.BadParameter):
-            raise
-        except (RunCancelled, KeyboardInterrupt) as error:
-            self.fail(error, self.stopped.code if self.stopped else ExitCode.INTERRUPTED)
-        except Exception as error:  # noqa: BLE001  (the last line of defence: a message in place of a traceback)
-            self.fail(error, exit_code(error, running=self.running))
 
 
 def _read_plan(path: Path) -> Pipeline:
@@ -126,7 +71,7 @@ def _read_plan(path: Path) -> Pipeline:
 
 
 def _run(
-    command: _Command, pipeline: Pipeline, workdir: Path | None, *, seed: int | None, strict: bool, quiet: bool
+    command: Command, pipeline: Pipeline, workdir: Path | None, *, seed: int | None, strict: bool, quiet: bool
 ) -> None:
     from tunekit.cancel import CancelToken
     from tunekit.cli import render
@@ -182,7 +127,7 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Run the whole line on a small model and embedded data: no files, no network, a few minutes."""
-    command = _Command(json=json, debug=debug)
+    command = Command(json=json, debug=debug)
     with command.errors():
         from tunekit.pipeline import Pipeline
 
@@ -210,7 +155,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run a plan file. Finished steps of an earlier run in the same folder are reused, an unfinished one continues."""
-    command = _Command(json=json, debug=debug)
+    command = Command(json=json, debug=debug)
     with command.errors():
         pipeline = _read_plan(plan)
         _run(command, pipeline, workdir or Path("runs") / plan.stem, seed=seed, strict=strict, quiet=quiet)
@@ -223,7 +168,7 @@ def explain(
     debug: Debug = False,
 ) -> None:
     """Say what a plan means: per step its input, how it trains, its component and version, every option."""
-    command = _Command(debug=debug)
+    command = Command(debug=debug)
     with command.errors():
         typer.echo(_read_plan(plan).explain(format=format.value))
 
@@ -231,7 +176,7 @@ def explain(
 @app.command(epilog=HELP)
 def check(plan: PlanFile, strict: Strict = False, json: Json = False, debug: Debug = False) -> None:
     """Find everything that is wrong with a plan, at once, without loading a model. Exit code 1 if there are errors."""
-    command = _Command(json=json, debug=debug)
+    command = Command(json=json, debug=debug)
     with command.errors():
         from dataclasses import asdict
 
@@ -255,25 +200,9 @@ def check(plan: PlanFile, strict: Strict = False, json: Json = False, debug: Deb
 
 
 @app.command(epilog=HELP)
-def plugins(json: Json = False, debug: Debug = False) -> None:
-    """List the installed plugins, what they offer, and why one is not loaded."""
-    command = _Command(json=json, debug=debug)
-    with command.errors():
-        from tunekit.cli import render
-        from tunekit.session import default_session
-
-        session = default_session()
-        records, entries = session.plugins(), session.components()
-        if json:
-            render.write_json(render.plugins_data(records, entries))
-        else:
-            command.out.print(render.plugins_view(records, entries), highlight=False)
-
-
-@app.command(epilog=HELP)
 def doctor(json: Json = False, debug: Debug = False) -> None:
     """Look at versions, devices and known-bad combinations. Exit code 1 if something is known not to work."""
-    command = _Command(json=json, debug=debug)
+    command = Command(json=json, debug=debug)
     with command.errors():
         from tunekit.cli import render
         from tunekit.cli.doctor import doctor_data, doctor_view

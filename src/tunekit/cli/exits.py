@@ -22,9 +22,9 @@ class ExitCode(IntEnum):
     OK = 0
     """Done."""
     PLAN = 1
-    """The plan has errors and nothing was run; or doctor found an installation that is known not to work."""
+    """The plan has errors and nothing was run; or doctor or plugins check found what does not work."""
     USAGE = 2
-    """The command line was wrong: an unknown option, a plan file that is not there."""
+    """The command line was wrong: an unknown option, a plan file or a component that is not there."""
     STEP = 3
     """A step failed while it ran. Finished steps are kept."""
     DATA = 4
@@ -40,7 +40,7 @@ class ExitCode(IntEnum):
 
 
 HELP = (
-    "Exit codes: 0 done; 1 the plan has errors and nothing was run, or doctor found a known-bad installation; "
+    "Exit codes: 0 done; 1 the plan has errors and nothing was run, or doctor or plugins check found what does not work; "
     "2 wrong usage; 3 a step failed; 4 data, a model or the work folder cannot be used; "
     "5 another run holds the work folder; 70 a bug in tunekit; 130 cancelled by Ctrl-C; 143 cancelled by SIGTERM."
 )
