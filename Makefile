@@ -1,6 +1,7 @@
 # make demo    set up .venv and run the whole line on embedded defaults
 # make test    set up .venv and run every check and test
 # make lint    set up .venv and run the static checks only
+# make api     set up .venv and compare the public API with the last release
 # make clean   remove .venv, caches and runs
 #
 # PYTHON=python3.12 make test       another interpreter
@@ -18,7 +19,7 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.t
 SOURCES := src $(wildcard plugins/*/src)
 PROJECTS := pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS))
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint api setup clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -32,6 +33,9 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+api: $(VENV)/.ready
+	$(BIN)/python scripts/check_api.py
 
 setup: $(VENV)/.ready
 
