@@ -12,6 +12,7 @@ from typing import Any
 
 from tunekit.plugins import Artifact, BenchmarkJob, Score, StepContext
 from tunekit_evals.engine import TransformersRunner
+from tunekit_evals.guard import Guarded
 from tunekit_evals.runner import run_benchmark
 
 __all__ = ["Evaluate"]
@@ -30,12 +31,13 @@ class Evaluate:
 
         Raises:
             DataError: if benchmark data is missing or malformed; before the model is loaded.
+            PluginError: if a benchmark fails, or gives what no benchmark may.
             StepError: if the model cannot be scored.
         """
         options: Mapping[str, Any] = ctx.options.model_dump()
         names = _names(ctx.benchmarks)
         questions = {
-            name: list(job.benchmark.rows(job.source, _for(job, options)))
+            name: list(Guarded(job.benchmark, name).rows(job.source, _for(job, options)))
             for name, job in zip(names, ctx.benchmarks, strict=True)
         }
         loaded = ctx.model()

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from tunekit.errors import ArtifactError, DataError
 from tunekit.plugins import Benchmark, Request, Response, Score, ScoredRow
+from tunekit_evals.guard import Guarded
 
 __all__ = ["Answer", "Prompt", "Runner", "run_benchmark", "standard_error", "wilson"]
 
@@ -124,10 +125,12 @@ def run_benchmark(
 
     Raises:
         DataError: if there are no rows, or two have the same id.
+        PluginError: if the benchmark fails, or gives what no benchmark may.
         ArtifactError: if ``rows_path`` cannot be written.
     """
+    guarded = Guarded.of(benchmark, name)
     questions = list(islice(rows, limit))
-    ids = [_row_id(row, number) for number, row in enumerate(questions, 1)]
+    ids = [guarded.row_id(row, number) for number, row in enumerate(questions, 1)]
     if not questions:
         raise DataError(
             f"{name or 'The benchmark'} has no rows.",
@@ -138,15 +141,19 @@ def run_benchmark(
     twice = [row_id for row_id, count in Counter(ids).items() if count > 1]
     if twice:
         raise DataError(
-            f"{name or 'The benchmark'} has rows with the same id.", code="row-id", found=", ".join(twice[:5])
+            f"{name or 'The benchmark'} has rows with the same id.",
+            code="row-id",
+            found=", ".join(twice[:5]),
+            details={"field": "id"},
         )
 
+    protocol = guarded.protocol()
     done = _read_rows(rows_path)
     scored: dict[int, dict[str, Any]] = {}
     bos = merged = 0
     # Rewritten without the broken last line of a killed run, so that appending is safe.
     _write_rows(rows_path, done.values())
-    for start, requests in _groups(benchmark, questions):
+    for start, requests in _groups(guarded, questions):
         prompts = runner.prepare(requests)
         hashes = [prompt.sha256 for prompt in prompts]
         bos = max([bos, *(prompt.bos for prompt in prompts)])
@@ -160,7 +167,7 @@ def run_benchmark(
                 todo.append(offset)
         for offset, answer in runner.run(prompts, todo):
             prompt, row = prompts[offset], questions[start + offset]
-            judged = replace(benchmark.judge(row, answer.response), prompt_hash=hashes[offset])
+            judged = replace(guarded.judge(row, answer.response), prompt_hash=hashes[offset])
             line = {
                 **asdict(judged),
                 "prompt_tokens": prompt.tokens,
@@ -175,20 +182,11 @@ def run_benchmark(
                 progress(len(scored), len(questions))
     lines = [scored[index] for index in range(len(questions))]
     _write_rows(rows_path, lines)
-    facts = {**benchmark.protocol(), **runner.facts(), "bos_tokens": bos, "boundary_merges": merged}
-    return _score(benchmark, lines, facts, name=name, source=source, comparable=comparable, rows_path=rows_path)
+    facts = {**protocol, **runner.facts(), "bos_tokens": bos, "boundary_merges": merged}
+    return _score(guarded, lines, facts, name=name, source=source, comparable=comparable, rows_path=rows_path)
 
 
-def _row_id(row: Mapping[str, Any], number: int) -> str:
-    row_id = row.get("id")
-    if not isinstance(row_id, str) or not row_id:
-        raise DataError(
-            "A benchmark's row has no id.", code="row-id", found=repr(row_id), details={"row": number, "field": "id"}
-        )
-    return row_id
-
-
-def _groups(benchmark: Benchmark, questions: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, list[Request]]]:
+def _groups(benchmark: Guarded, questions: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, list[Request]]]:
     """Neighbouring requests with the same prefix: (index of the first, requests)."""
     start, group = 0, list[Request]()
     for index, row in enumerate(questions):
@@ -254,7 +252,7 @@ def _share(flags: Iterable[bool]) -> float:
 
 
 def _score(
-    benchmark: Benchmark,
+    benchmark: Guarded,
     lines: Sequence[Mapping[str, Any]],
     facts: Mapping[str, Any],
     *,
@@ -279,7 +277,7 @@ def _score(
     if len(groups) > 1:
         variants["macro"] = sum(groups.values()) / len(groups)
     # Wider groups, such as MMLU's four categories; by question, like the total.
-    category_of: Mapping[str, str] = getattr(benchmark, "categories", {})
+    category_of = benchmark.categories
     by_category: dict[str, list[bool]] = {}
     for group, flags in by_group.items():
         if group in category_of:

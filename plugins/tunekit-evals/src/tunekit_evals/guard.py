@@ -1,0 +1,183 @@
+"""What a benchmark gives, looked at before it counts: a benchmark comes from a stranger as much as its data do."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tunekit.errors import DataError, PluginError, TunekitError
+from tunekit.plugins import Benchmark, ChoiceRequest, GenerationRequest, Request, Response, ScoredRow
+
+__all__ = ["Guarded"]
+
+_TEXTS = ("prompt_hash", "prediction", "target", "output", "group")
+
+
+class Guarded:
+    """A benchmark whose failures and nonsense become errors that name it.
+
+    Args:
+        benchmark: what is guarded.
+        name: how errors call it; empty: the name of its class.
+    """
+
+    def __init__(self, benchmark: Any, name: str = "") -> None:
+        self._benchmark: Benchmark = benchmark
+        self.name = name or type(benchmark).__name__
+        if not isinstance(benchmark, Benchmark):
+            missing = [part for part in ("rows", "request", "judge", "protocol") if not hasattr(benchmark, part)]
+            raise PluginError(
+                f"{self.name} is not a benchmark.",
+                code="not-a-benchmark",
+                found=f"{type(benchmark).__name__} without {', '.join(missing)}",
+                fix="its class needs rows, request, judge and protocol; see tunekit.plugins.Benchmark",
+            )
+
+    @classmethod
+    def of(cls, benchmark: Benchmark | Guarded, name: str = "") -> Guarded:
+        """``benchmark``, guarded once."""
+        return benchmark if isinstance(benchmark, Guarded) else cls(benchmark, name)
+
+    @property
+    def categories(self) -> Mapping[str, str]:
+        """Group to wider group, where the benchmark has such."""
+        found = getattr(self._benchmark, "categories", None) or {}
+        return found if isinstance(found, Mapping) else {}
+
+    def rows(self, source: Path | None, options: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        """The questions; see ``Benchmark.rows``.
+
+        Raises:
+            PluginError: if reading fails with anything but an error of tunekit, or gives no rows but something else.
+        """
+        given = self._call("rows", "", lambda: iter(self._benchmark.rows(source, options)))
+        number = 0
+        end = object()
+        while True:
+            row = self._call("rows", f"row {number + 1}", lambda: next(given, end))
+            if row is end:
+                return
+            number += 1
+            if not isinstance(row, Mapping):
+                raise self._nonsense("rows", f"row {number}", "mappings from field to value", row)
+            yield row
+
+    def row_id(self, row: Mapping[str, Any], number: int) -> str:
+        """The row's id.
+
+        Raises:
+            DataError: if it has none.
+        """
+        row_id = row.get("id") if isinstance(row, Mapping) else None
+        if not isinstance(row_id, str) or not row_id:
+            raise DataError(
+                f"A row of {self.name} has no id.",
+                code="row-id",
+                asked="text in the field 'id', different in every row",
+                found=f"row {number}: {row_id!r}",
+                details={"row": number, "field": "id", "benchmark": self.name},
+            )
+        return row_id
+
+    def request(self, row: Mapping[str, Any]) -> Request:
+        """What the model is asked.
+
+        Raises:
+            PluginError: if it is no request that an engine can answer.
+        """
+        where = f"row {row.get('id')}"
+        made = self._call("request", where, lambda: self._benchmark.request(row))
+        if not isinstance(made, ChoiceRequest | GenerationRequest):
+            raise self._nonsense("request", where, "a ChoiceRequest or a GenerationRequest", made)
+        if not isinstance(made.context, str) or not isinstance(made.prefix, str):
+            raise self._nonsense("request", where, "text as context and as prefix", made)
+        if not made.context.startswith(made.prefix):
+            raise self._nonsense("request", where, "a prefix that the context starts with", made.prefix)
+        if made.parts and (not _texts(made.parts) or "".join(made.parts) != made.context):
+            raise self._nonsense("request", where, "parts that joined are the context", made.parts)
+        if isinstance(made, ChoiceRequest):
+            if len(made.choices) < 2 or not _texts(made.choices):
+                raise self._nonsense("request", where, "two or more choices, as text", made.choices)
+        elif not _texts(made.stop) or "" in made.stop or not _count(made.max_new_tokens):
+            raise self._nonsense("request", where, "stop strings as a tuple of text, and max_new_tokens from 1", made)
+        return made
+
+    def judge(self, row: Mapping[str, Any], response: Response) -> ScoredRow:
+        """Whether the answer is right.
+
+        Raises:
+            PluginError: if it is no ScoredRow of this row, or its fields have other types than they should.
+        """
+        where = f"row {row.get('id')}"
+        judged = self._call("judge", where, lambda: self._benchmark.judge(row, response))
+        if not isinstance(judged, ScoredRow):
+            raise self._nonsense("judge", where, "a ScoredRow", judged)
+        if judged.id != row.get("id"):
+            raise self._nonsense("judge", where, f"the id of the row, {row.get('id')!r}", judged.id)
+        for name in ("correct", "truncated"):
+            if not isinstance(getattr(judged, name), bool):
+                raise self._nonsense("judge", where, f"True or False as {name}", getattr(judged, name))
+        for name in _TEXTS:
+            if not isinstance(getattr(judged, name), str):
+                raise self._nonsense("judge", where, f"text as {name}", getattr(judged, name))
+        variants = judged.variants
+        if not isinstance(variants, Mapping) or not all(
+            isinstance(key, str) and isinstance(value, bool) for key, value in variants.items()
+        ):
+            raise self._nonsense("judge", where, "True or False for each name in variants", variants)
+        if not isinstance(judged.logprobs, tuple | list) or not all(
+            isinstance(value, int | float) and math.isfinite(value) for value in judged.logprobs
+        ):
+            raise self._nonsense("judge", where, "finite numbers as logprobs", judged.logprobs)
+        return judged
+
+    def protocol(self) -> Mapping[str, Any]:
+        """How it measures.
+
+        Raises:
+            PluginError: if it is no mapping of JSON types.
+        """
+        found = self._call("protocol", "", self._benchmark.protocol)
+        if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
+            raise self._nonsense("protocol", "", "a mapping from text to JSON types", found)
+        try:
+            json.dumps(dict(found), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise self._nonsense("protocol", "", f"JSON types only ({error})", found) from error
+        return found
+
+    def _call(self, part: str, where: str, function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except TunekitError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"The benchmark {self.name} failed in {part}().",
+                code="benchmark-failed",
+                found=f"{where}: {type(error).__name__}: {error}" if where else f"{type(error).__name__}: {error}",
+                fix=f"report it to the authors of {self.name}; tunekit.testing.BenchmarkSuite shows it in a test",
+                details={"benchmark": self.name, "part": part},
+            ) from error
+
+    def _nonsense(self, part: str, where: str, asked: str, found: Any) -> PluginError:
+        shown = f"{type(found).__name__}: {found!r:.200}"
+        return PluginError(
+            f"The benchmark {self.name} gives something else than it should in {part}().",
+            code="benchmark-answer",
+            asked=asked,
+            found=f"{where}: {shown}" if where else shown,
+            fix=f"report it to the authors of {self.name}; tunekit.testing.BenchmarkSuite shows it in a test",
+            details={"benchmark": self.name, "part": part},
+        )
+
+
+def _texts(values: Any) -> bool:
+    return isinstance(values, tuple | list) and all(isinstance(value, str) for value in values)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
