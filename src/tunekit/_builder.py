@@ -25,20 +25,24 @@ from tunekit.plan import AdapterPlan, Plan, StepPlan, check_seed, free_name
 if TYPE_CHECKING:
     import os
 
+    from tunekit.session import Session
+
 __all__ = ["Builder"]
 
 
 class Builder:
     """Holds a plan; each method returns a new value with one more step or setting."""
 
-    __slots__ = ("_objects", "_plan")
+    __slots__ = ("_objects", "_plan", "_session")
     _plan: Plan
     _objects: Mapping[str, Any]
+    _session: Session | None
 
     def _with(self, plan: Plan, objects: Mapping[str, Any]) -> Self:
         new = object.__new__(type(self))
         object.__setattr__(new, "_plan", plan)
         object.__setattr__(new, "_objects", objects)
+        object.__setattr__(new, "_session", self._session)
         return new
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:

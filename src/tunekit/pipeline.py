@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tunekit._builder import Builder
 from tunekit._values import adapter, lora, model_ref, qlora
 from tunekit.errors import PipelineError
-from tunekit.plan import Plan
+from tunekit.plan import PIPELINE_NAMES, Plan
 
 if TYPE_CHECKING:
     from tunekit.cancel import CancelToken
@@ -30,10 +30,15 @@ class Pipeline(Builder):
     Steps run in order, each from the result of the step before, unless ``input="name"`` names another. Settings
     (``lora``, ``qlora``, ``adapter``, ``track``, ``seed``) hold for the whole pipeline, wherever they stand.
 
+    A step kind of a plugin is ``step("distill", ...)``, and also a method of its own if the plugin names one
+    (``StepSpec.verb``).
+
     Args:
         model: base model: a folder, a GGUF file, a hub id, a short name such as ``"smollm2-135m-instruct"``, the
             ``model`` of an earlier result, or ``(model, tokenizer)`` in memory. Default: an embedded small model, with
             a notice; a pipeline that begins with ``pretrain`` needs none.
+        session: plugins to use where a method is not told otherwise; default: the installed ones. It is no part of
+            the plan, of equality or of pickles.
 
     Example::
 
@@ -50,11 +55,14 @@ class Pipeline(Builder):
 
     __slots__ = ()
 
-    def __init__(self, model: Any = None) -> None:
+    def __init__(self, model: Any = None, *, session: Session | None = None) -> None:
+        if session is not None:
+            _check_session(session)
         objects: dict[str, Any] = {}
         ref = None if model is None else model_ref(model, objects)
         object.__setattr__(self, "_plan", Plan(model=ref))
         object.__setattr__(self, "_objects", objects)
+        object.__setattr__(self, "_session", session)
 
     @property
     def plan(self) -> Plan:
@@ -66,20 +74,20 @@ class Pipeline(Builder):
 
         Args:
             format: ``"text"``, ``"tree"`` or ``"json"``.
-            session: plugins to use; default: the installed ones.
+            session: plugins to use; default: the pipeline's session, else the installed ones.
 
         Raises:
             CheckFailed: if names or options cannot be resolved; it lists every problem.
         """
         from tunekit.explain import explain
 
-        return explain(self._plan, objects=self._objects, session=session, format=format)
+        return explain(self._plan, objects=self._objects, session=session or self._session, format=format)
 
     def check(self, session: Session | None = None, *, strict: bool = False) -> list[Finding]:
         """Everything that is wrong or worth knowing, at once, before a weight is loaded. Never imports torch.
 
         Args:
-            session: plugins to use; default: the installed ones.
+            session: plugins to use; default: the pipeline's session, else the installed ones.
             strict: refuse embedded defaults.
 
         Returns:
@@ -87,7 +95,7 @@ class Pipeline(Builder):
         """
         from tunekit.check import check_plan
 
-        return check_plan(self._plan, objects=self._objects, session=session, strict=strict)[1]
+        return check_plan(self._plan, objects=self._objects, session=session or self._session, strict=strict)[1]
 
     # ---------------------------------------------------------------- running it
 
@@ -110,7 +118,7 @@ class Pipeline(Builder):
             on_event: called with every event.
             cancel: stops the run when set, leaving a resumable checkpoint.
             strict: refuse embedded defaults.
-            session: plugins to use; default: the installed ones.
+            session: plugins to use; default: the pipeline's session, else the installed ones.
             progress: draw progress bars.
 
         Raises:
@@ -133,7 +141,7 @@ class Pipeline(Builder):
             return execute(
                 self._plan,
                 objects=self._objects,
-                session=session,
+                session=session or self._session,
                 workdir=workdir,
                 seed=seed,
                 observers=observers,
@@ -157,7 +165,7 @@ class Pipeline(Builder):
         return start(
             self._plan,
             objects=self._objects,
-            session=session,
+            session=session or self._session,
             workdir=workdir,
             seed=seed,
             observers=[on_event] if on_event is not None else [],
@@ -183,10 +191,10 @@ class Pipeline(Builder):
         return write(dump_json(self._storable()), path)
 
     @classmethod
-    def from_yaml(cls, source: str | os.PathLike[str]) -> Pipeline:
+    def from_yaml(cls, source: str | os.PathLike[str], *, session: Session | None = None) -> Pipeline:
         """A pipeline from a YAML file, or from YAML text.
 
-        Paths in it are relative to the current directory, as in a script.
+        Paths in it are relative to the current directory, as in a script. ``session`` is as in ``Pipeline(...)``.
 
         Raises:
             PipelineError: if it is no valid plan, naming file and line.
@@ -194,19 +202,23 @@ class Pipeline(Builder):
         """
         from tunekit.planfile import load_yaml
 
-        return cls.from_plan(load_yaml(source))
+        return cls.from_plan(load_yaml(source), session=session)
 
     @classmethod
-    def from_json(cls, source: str | os.PathLike[str]) -> Pipeline:
+    def from_json(cls, source: str | os.PathLike[str], *, session: Session | None = None) -> Pipeline:
         """A pipeline from a JSON file, or from JSON text. Raises as :meth:`from_yaml` does."""
         from tunekit.planfile import load_json
 
-        return cls.from_plan(load_json(source))
+        return cls.from_plan(load_json(source), session=session)
 
     @classmethod
-    def from_plan(cls, plan: Plan, objects: Mapping[str, Any] | None = None) -> Pipeline:
+    def from_plan(
+        cls, plan: Plan, objects: Mapping[str, Any] | None = None, *, session: Session | None = None
+    ) -> Pipeline:
         """A pipeline around a plan. ``objects`` holds what the plan refers to as ``object:...``."""
-        return _make(plan, dict(objects or {}))
+        if session is not None:
+            _check_session(session)
+        return _make(plan, dict(objects or {}), session)
 
     def _storable(self) -> Plan:
         if self._objects:
@@ -230,14 +242,55 @@ class Pipeline(Builder):
     def __reduce__(self) -> tuple[Any, ...]:
         return _make, (self._plan, self._objects)
 
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pipeline:
+        import copy
+
+        return _make(self._plan, copy.deepcopy(dict(self._objects), memo), self._session)
+
     def __repr__(self) -> str:
         from tunekit._chain import chain_text
 
         return chain_text(self._plan)
 
+    # ---------------------------------------------------------------- methods of plugins
 
-def _make(plan: Plan, objects: Mapping[str, Any]) -> Pipeline:
+    if not TYPE_CHECKING:  # a type checker goes on to report methods that no pipeline has
+
+        def __getattr__(self, name: str) -> Any:
+            # Copying, pickling and notebooks probe for underscore names all the time; that must not load plugins. A
+            # name of our own gets here only from a property that failed.
+            if name.startswith("_") or name in PIPELINE_NAMES:
+                raise AttributeError(f"'Pipeline' object has no attribute {name!r}")
+            from tunekit._verbs import bound_verb
+
+            return bound_verb(self, name, self._plugins())
+
+    def __dir__(self) -> list[str]:
+        from tunekit._verbs import verb_names
+
+        return sorted({*object.__dir__(self), *verb_names(self._plugins())})
+
+    def _plugins(self) -> Session:
+        from tunekit.session import default_session
+
+        return self._session or default_session()
+
+
+def _check_session(session: Any) -> None:
+    from tunekit.session import Session
+
+    if not isinstance(session, Session):
+        raise PipelineError(
+            f"{session!r} is no session.", code="session", fix="Pipeline(session=Session(plugins=[...]))"
+        )
+
+
+def _make(plan: Plan, objects: Mapping[str, Any], session: Session | None = None) -> Pipeline:
     new = object.__new__(Pipeline)
     object.__setattr__(new, "_plan", plan)
     object.__setattr__(new, "_objects", objects)
+    object.__setattr__(new, "_session", session)
     return new

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tunekit._option_errors import option_findings
-from tunekit._registry import Entry
+from tunekit._registry import Entry, spec_verb
 from tunekit.errors import AmbiguousNameError, CheckFailed, TunekitError, UnknownNameError, nearest
 from tunekit.plan import (
     ADAPTED_KINDS,
@@ -286,6 +286,10 @@ def _plugin_step(analysis: Analysis, step: StepPlan) -> Entry | None:
         error.found = error.found.replace("known:", f"known: {', '.join(STEP_KINDS)}; from plugins:", 1)
         if close and close[0] in STEP_KINDS:
             error.fix = f"write {close[0]}"
+        named = [entry for entry in analysis.session.registry.components("step") if spec_verb(entry.spec) == step.kind]
+        if named:
+            error.suggestions = tuple(entry.component.name for entry in named)
+            error.fix = f"write {error.suggestions[0]}: {step.kind} is how a script calls this step"
         analysis.add_error(step.name, error)
     except AmbiguousNameError as error:
         analysis.add_error(step.name, error)
