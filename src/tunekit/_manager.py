@@ -24,6 +24,7 @@ from tunekit.plugins.specs import (
     API_VERSION,
     AdapterSpec,
     BenchmarkSpec,
+    DataFormatSpec,
     DatasetSpec,
     ExporterSpec,
     ModelSpec,
@@ -60,6 +61,7 @@ REGISTRATION: dict[str, type[Spec]] = {
     "tunekit_trackers": TrackerSpec,
     "tunekit_models": ModelSpec,
     "tunekit_datasets": DatasetSpec,
+    "tunekit_formats": DataFormatSpec,
     "tunekit_steps": StepSpec,
 }
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import keyword
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from tunekit.errors import AmbiguousNameError, UnknownNameError, nearest
 from tunekit.plan import PIPELINE_NAMES, TRAINING_KINDS, ComponentRef
-from tunekit.plugins.specs import Spec, StepSpec, TrainerSpec
+from tunekit.plugins.specs import DataFormatSpec, Spec, StepSpec, TrainerSpec
 from tunekit.settings import canonical_name
 
-__all__ = ["Entry", "PluginRecord", "Registry", "spec_problem", "spec_stage"]
+__all__ = ["Entry", "PluginRecord", "Registry", "spec_problem", "spec_stage", "spec_verb"]
 
 VERB = re.compile(r"[a-z][a-z0-9_]*")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -28,6 +29,7 @@ WORDS = {
     "launcher": ("launcher", 'launch("{}")'),
     "model": ("model", 'Pipeline(model="{}")'),
     "dataset": ("data set", 'data="{}"'),
+    "format": ("data format", 'format="{}"'),
     "step": ("step", 'step("{}")'),
 }
 
@@ -58,6 +60,16 @@ class PluginRecord:
         """``acme-rl 1.2``."""
         return f"{self.provider} {self.version}".strip() if self.provider != "inline" else f"{self.name} (inline)"
 
+    def facts(self) -> dict[str, str]:
+        """What an error says of it, as JSON types."""
+        return {
+            "plugin": self.name,
+            "provider": self.provider,
+            "version": self.version,
+            "state": self.state,
+            "reason": self.reason,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -74,6 +86,11 @@ def spec_stage(spec: Spec) -> str:
     return spec.stage if isinstance(spec, TrainerSpec) else ""
 
 
+def spec_verb(spec: Spec) -> str:
+    """The method that a step spec names; empty for every other kind."""
+    return spec.verb if isinstance(spec, StepSpec) else ""
+
+
 def spec_problem(spec: object, expected: type[Spec]) -> str:
     """What is wrong with a record that a registration hook returned; empty if nothing."""
     if not isinstance(spec, expected):
@@ -84,9 +101,11 @@ def spec_problem(spec: object, expected: type[Spec]) -> str:
         return f"the target {spec.target!r} of {spec.name!r} is not of the form 'pkg.module:attribute'"
     if spec.options is not None and (not isinstance(spec.options, str) or not TARGET.fullmatch(spec.options)):
         return f"the options {spec.options!r} of {spec.name!r} are not of the form 'pkg.module:attribute'"
-    requires: object = spec.requires
-    if not isinstance(requires, tuple | list) or not all(isinstance(item, str) for item in requires):
-        return f"requires of {spec.name!r} is not a tuple of requirement strings"
+    for name in _tuple_fields(type(spec)):
+        value = getattr(spec, name)
+        if not isinstance(value, tuple | list) or not all(isinstance(item, str) for item in value):
+            hint = f"; write ({value!r},)" if isinstance(value, str) else ""
+            return f"{name} of {spec.name!r} is {value!r}, not a tuple of strings{hint}"
     if isinstance(spec, TrainerSpec) and spec.stage not in TRAINING_KINDS:
         close = nearest(str(spec.stage), TRAINING_KINDS, limit=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -95,6 +114,30 @@ def spec_problem(spec: object, expected: type[Spec]) -> str:
         return f"the step name {spec.name!r} belongs to tunekit"
     if isinstance(spec, StepSpec) and spec.verb != "":
         return _verb_problem(spec.name, spec.verb)
+    if isinstance(spec, DataFormatSpec):
+        return _format_problem(spec)
+    return ""
+
+
+@functools.cache
+def _tuple_fields(spec: type[Spec]) -> tuple[str, ...]:
+    return tuple(item.name for item in fields(spec) if item.type == "tuple[str, ...]")
+
+
+def _format_problem(spec: DataFormatSpec) -> str:
+    from tunekit.data.schemas import SCHEMAS
+
+    if spec.schema not in SCHEMAS:
+        close = nearest(str(spec.schema), SCHEMAS, limit=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return f"the schema {spec.schema!r} of {spec.name!r} is none of {', '.join(SCHEMAS)}{hint}"
+    if not spec.columns:
+        return f"{spec.name!r} names no columns, so it would fit all data"
+    both = sorted(set(spec.without) & {*spec.columns, *spec.optional})
+    if both:
+        return f"{spec.name!r} both uses and rules out the column {both[0]!r}"
+    if spec.options is not None:
+        return f"the data format {spec.name!r} has options, but a format takes none"
     return ""
 
 
@@ -131,6 +174,10 @@ class Registry:
     def plugins(self) -> tuple[PluginRecord, ...]:
         """Every plugin that was found, whether it could be loaded or not."""
         return self.records
+
+    def not_loaded(self) -> list[PluginRecord]:
+        """The plugins that were found and are not used: broken, incompatible or disabled."""
+        return [record for record in self.records if record.state != "loaded"]
 
     def names(self, kind: str, stage: str = "") -> tuple[str, ...]:
         """Short names of one kind, sorted."""
@@ -189,7 +236,7 @@ class Registry:
             suggestions = nearest(short, known)
         elsewhere = sorted({e.component.stage for e in self.entries if e.component.kind == kind} - {stage, ""})
         belongs = [other for other in elsewhere if (kind, other, short) in self._by_key]
-        out = [record for record in self.records if record.state != "loaded"]
+        out = self.not_loaded()
         parts = ["known: " + (", ".join(known) if known else f"no plugin provides any {word}")]
         if belongs:
             parts.append(f"{short!r} is a method of {', '.join(belongs)}")
@@ -212,16 +259,7 @@ class Registry:
                 "kind": kind,
                 "stage": stage,
                 "known": list(known),
-                "not_loaded": [
-                    {
-                        "plugin": r.name,
-                        "provider": r.provider,
-                        "version": r.version,
-                        "state": r.state,
-                        "reason": r.reason,
-                    }
-                    for r in out
-                ],
+                "not_loaded": [r.facts() for r in out],
             },
         )
 

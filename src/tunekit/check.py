@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tunekit._registry import Entry
 from tunekit.errors import TunekitError, nearest
 from tunekit.plan import TRAINING_KINDS, AdapterPlan, Plan, ResolvedPlan, thaw
 from tunekit.plugins.protocols import Finding
@@ -164,20 +165,26 @@ def _packages(analysis: Analysis) -> None:
     if analysis.model_component is not None:
         used.append((None, session.registry.find("model", analysis.model_component.id)))
     for name, entry in used:
-        try:
-            unmet = session.unmet(entry.spec)
-        except TunekitError as error:
-            analysis.add_error(name, error)
-            continue
-        if unmet:
-            analysis.add(
-                "error",
-                name,
-                "missing-package",
-                f"{entry.component.id} needs {', '.join(map(str, unmet))}.",
-                session.install_line(entry.spec, unmet),
-                requirements=[item.requirement for item in unmet],
-            )
+        _has_packages(analysis, name, entry)
+
+
+def _has_packages(analysis: Analysis, step: str | None, entry: Entry) -> bool:
+    session = analysis.session
+    try:
+        unmet = session.unmet(entry.spec)
+    except TunekitError as error:
+        analysis.add_error(step, error)
+        return False
+    if unmet:
+        analysis.add(
+            "error",
+            step,
+            "missing-package",
+            f"{entry.component.id} needs {', '.join(map(str, unmet))}.",
+            session.install_line(entry.spec, unmet),
+            requirements=[item.requirement for item in unmet],
+        )
+    return not unmet
 
 
 def _quietly(find: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
@@ -225,12 +232,14 @@ def _data(analysis: Analysis) -> None:
         ref = step.data
         if ref is None or step.entry is None or "data" in step.embedded:
             continue
-        if isinstance(ref, str) and not ref.startswith(OBJECT):
-            named = _quietly(analysis.session.registry.get, "dataset", ref)
-            if next(named, None) is None and looks_like_hub_id(ref):
-                continue  # looking at it would need the network
         valid = step.options
         try:
+            if isinstance(ref, str) and not ref.startswith(OBJECT):
+                named = _quietly(analysis.session.registry.get, "dataset", ref)
+                if next(named, None) is None and looks_like_hub_id(ref):
+                    if getattr(valid, "format", None) is not None:
+                        analysis.session.data_format(valid.format)
+                    continue  # looking at the rows would need the network
             dataset = analysis.session.resolve_dataset(
                 ref,
                 accepts=tuple(getattr(step.entry.spec, "data", ())),
@@ -240,7 +249,9 @@ def _data(analysis: Analysis) -> None:
                 on_bad_row=getattr(valid, "on_bad_row", "error"),
                 objects=analysis.objects,
             )
-            dataset.peek(PEEK)
+            brought = analysis.session.registry.get("format", dataset.format) if "/" in dataset.format else None
+            if brought is None or _has_packages(analysis, step.name, brought):
+                dataset.peek(PEEK)
         except TunekitError as error:
             if valid is None and (error.details.get("row") or error.details.get("field")):
                 continue  # how the rows are to be read is what is wrong

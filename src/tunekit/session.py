@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,11 @@ from tunekit.errors import (
     nearest,
 )
 from tunekit.plan import ComponentRef, canonical_json, thaw
-from tunekit.plugins.specs import DatasetSpec, Spec
+from tunekit.plugins.specs import DataFormatSpec, DatasetSpec, Spec
 from tunekit.settings import Settings
 
 if TYPE_CHECKING:
-    from tunekit.data import Dataset
+    from tunekit.data import Dataset, Format
     from tunekit.plugins.protocols import LoadedModel, ModelSource
 
 __all__ = ["OBJECT", "MemorySource", "Session", "UnmetRequirement", "default_session"]
@@ -300,13 +300,15 @@ class Session:
             ref: what the user passed, or an ``object:`` reference.
             accepts: canonical row shapes that the step can use, in order of preference; empty: any.
             limit: use the first rows only.
-            format: data format, when detection should not decide.
+            format: data format, when detection should not decide: one of tunekit's own, or a plugin's (``name`` or
+                ``dist/name``).
             columns: canonical field to column name.
             on_bad_row: ``error`` or ``skip``.
             objects: things in memory by reference.
 
         Raises:
             DataError: if it cannot be found or does not fit, naming file, row and field.
+            AmbiguousNameError: if several distributions provide the short name of the data set or format.
         """
         from tunekit import data
 
@@ -326,7 +328,85 @@ class Session:
                 return data.canonical_dataset(found.name, found.schema, found.rows(), **wanted)
             return found if limit is None else found.take(limit)
         rows = thaw(ref) if isinstance(ref, tuple) else ref
-        return data.load_dataset(rows, format=format, columns=columns, **wanted)
+        try:
+            return data.load_dataset(rows, format=format, columns=columns, formats=self._formats(), **wanted)
+        except DataError as error:
+            self._add_plugins_out(error)
+            raise
+
+    def data_format(self, name: str) -> ComponentRef | None:
+        """The component behind the name of a data format, or None for one of tunekit's own.
+
+        Raises:
+            DataError: if nothing provides it.
+            AmbiguousNameError: if several distributions provide the short name.
+        """
+        from tunekit.data.load import find_format
+
+        try:
+            form = find_format(name, self._formats())
+        except DataError as error:
+            self._add_plugins_out(error)
+            raise
+        return self.registry.find("format", form.id).component if form.provider else None
+
+    def _formats(self) -> tuple[Format, ...]:
+        """The plugins' data formats. None of their code is imported before a row is converted."""
+        from tunekit.data.formats import Format
+
+        found: list[Format] = []
+        for entry in self.components("format"):
+            spec = entry.spec
+            assert isinstance(spec, DataFormatSpec)
+            found.append(
+                Format(
+                    name=spec.name,
+                    schema=spec.schema,
+                    columns=tuple(spec.columns),
+                    optional=tuple(spec.optional),
+                    without=tuple(spec.without),
+                    summary=spec.summary,
+                    provider=entry.component.provider,
+                    version=entry.component.version,
+                    convert=self._converter(entry.component),
+                )
+            )
+        return tuple(found)
+
+    def _converter(self, component: ComponentRef) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        from tunekit.data.rows import RowProblem, kind_of
+
+        target: Callable[[Mapping[str, Any]], Any] | None = None
+
+        def convert(row: dict[str, Any]) -> dict[str, Any]:
+            nonlocal target
+            if target is None:
+                target = self.load(component)
+            try:
+                made = target(row)
+            except (RowProblem, TunekitError):
+                raise
+            except KeyError as error:
+                missing = error.args[0] if error.args else None
+                if isinstance(missing, str) and missing not in row:
+                    raise RowProblem(missing, "is missing") from error
+                raise RowProblem("", f"cannot be converted by {component.id}: KeyError: {error}") from error
+            except Exception as error:
+                what = f"{type(error).__name__}: {error}"
+                raise RowProblem("", f"cannot be converted by {component.id}: {what}") from error
+            if not isinstance(made, Mapping):
+                raise RowProblem("", f"became {kind_of(made)} in {component.id}, not an object with named fields")
+            return dict(made)
+
+        return convert
+
+    def _add_plugins_out(self, error: DataError) -> None:
+        """Name the plugins that could not be loaded, if one of them may bring the format that is missed."""
+        out = self.registry.not_loaded()
+        if error.code in ("unknown-format", "unknown-columns") and out:
+            lines = [f"plugin {record.label} is {record.state}: {record.reason}" for record in out]
+            error.found = "\n         ".join(filter(None, (error.found, *lines)))
+            error.details["not_loaded"] = [record.facts() for record in out]
 
     @staticmethod
     def _no_reading(name: str, format: str | None, columns: Mapping[str, str] | None) -> None:

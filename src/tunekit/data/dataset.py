@@ -33,7 +33,9 @@ class Dataset:
     Attributes:
         name: for people: a file name, ``tunekit/stdlib-text``, ``list`` ...
         schema: canonical shape of the rows, such as ``prompt_completion``.
-        format: format the rows were recognised as, such as ``alpaca``; for plain text the rule, such as ``passages``.
+        format: format the rows were recognised as, such as ``alpaca``; for plain text the rule, such as ``passages``;
+            ``dist/name`` for the format of a plugin.
+        format_version: version of the plugin that brings the format; empty for tunekit's own.
         native: shape of that format before any conversion.
         source: the file, or None.
         accepts: shapes the step takes; empty: any.
@@ -54,10 +56,12 @@ class Dataset:
         on_bad_row: str = "error",
         columns: Mapping[str, str] | None = None,
         note: str = "",
+        format_version: str = "",
     ) -> None:
         self.name = raw.name
         self.schema = schema
         self.format = format
+        self.format_version = format_version
         self.native = native
         self.source: Path | None = raw.path
         self.accepts = tuple(accepts)
@@ -90,7 +94,8 @@ class Dataset:
                 row = self._canonical(raw)
             except RowProblem as problem:
                 if self.on_bad_row != "skip":
-                    raise row_error(self._raw, raw, problem) from None
+                    # The traceback of a plugin's format is kept; a RowProblem of our own says nothing more.
+                    raise row_error(self._raw, raw, problem) from problem.__cause__
                 bad.append((raw.number, problem.text()))
                 continue
             given += 1
@@ -171,12 +176,14 @@ class Dataset:
             on_bad_row=self.on_bad_row,
             columns=self.columns,
             note=self._note,
+            format_version=self.format_version,
         )
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the content and the selection: equal fingerprints give equal rows.
 
-        Files are hashed as stored; other sources by their canonical rows. Computed once.
+        Files are hashed as stored; other sources by their canonical rows. For the format of a plugin its version
+        counts too. Computed once.
         """
         if self._fingerprint is None:
             content = self._raw.content_hash()
@@ -186,17 +193,18 @@ class Dataset:
                     hasher.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode())
                     hasher.update(b"\n")
                 content = hasher.hexdigest()
-            self._fingerprint = digest(
-                {
-                    "version": _VERSION,
-                    "content": content,
-                    "format": self.format,
-                    "schema": self.schema,
-                    "columns": self.columns,
-                    "limit": self.limit,
-                    "on_bad_row": self.on_bad_row,
-                }
-            )
+            facts = {
+                "version": _VERSION,
+                "content": content,
+                "format": self.format,
+                "schema": self.schema,
+                "columns": self.columns,
+                "limit": self.limit,
+                "on_bad_row": self.on_bad_row,
+            }
+            if self.format_version:
+                facts["format_version"] = self.format_version
+            self._fingerprint = digest(facts)
         return self._fingerprint
 
     def total(self) -> int | None:

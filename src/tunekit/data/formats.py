@@ -11,6 +11,7 @@ from typing import Any
 from tunekit.data.messages import is_messages, normalize_messages
 from tunekit.data.readers import TEXT_RULES
 from tunekit.data.rows import RowProblem, clean_text, kind_of
+from tunekit.settings import canonical_name
 
 __all__ = ["FORMATS", "FORMAT_NAMES", "Format", "by_name", "detect", "unsupported"]
 
@@ -35,6 +36,15 @@ class Format:
     looks: Callable[[Row], bool] = lambda row: True
     """Whether a sample row's values have the right kinds."""
     summary: str = ""
+    provider: str = ""
+    """Distribution that brings it; empty for tunekit's own."""
+    version: str = ""
+    """Version of that distribution."""
+
+    @property
+    def id(self) -> str:
+        """The spelling that always works: the name, for a plugin's format ``dist/name``."""
+        return f"{self.provider}/{self.name}" if self.provider else self.name
 
 
 def _need(row: Row, field: str) -> Any:
@@ -376,18 +386,28 @@ FORMAT_NAMES: tuple[str, ...] = (*(form.name for form in FORMATS), *TEXT_RULES)
 """What ``format=`` takes; the last ones are rules for plain text files."""
 
 
-def by_name(name: str) -> Format | None:
-    """The format called ``name``; a text rule gives ``text``."""
-    wanted = "text" if name in TEXT_RULES else name
-    return next((form for form in FORMATS if form.name == wanted), None)
+def by_name(name: str, formats: Sequence[Format] = ()) -> list[Format]:
+    """The formats that ``name`` may mean; a text rule gives ``text``.
+
+    A short name is tunekit's own where it has one. ``dist/name`` is that of a distribution, and ``tunekit/name`` the
+    own one.
+    """
+    provider, _, short = name.rpartition("/")
+    if canonical_name(provider) in ("", "tunekit"):
+        wanted = "text" if short in TEXT_RULES else short
+        own = [form for form in FORMATS if form.name == wanted]
+        if own or provider:
+            return own
+    found = [form for form in formats if form.name == short]
+    return [form for form in found if canonical_name(form.provider) == canonical_name(provider)] if provider else found
 
 
-def detect(columns: Sequence[str], sample: Row) -> list[Format]:
-    """Formats that fit the columns and the values of a sample row, in order of preference."""
+def detect(columns: Sequence[str], sample: Row, formats: Sequence[Format] = FORMATS) -> list[Format]:
+    """Those of ``formats`` that fit the columns and the values of a sample row, in their order."""
     there = set(columns)
     return [
         form
-        for form in FORMATS
+        for form in formats
         if there.issuperset(form.columns) and not there.intersection(form.without) and form.looks(sample)
     ]
 

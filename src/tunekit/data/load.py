@@ -16,9 +16,9 @@ from tunekit.data.objects import object_source
 from tunekit.data.readers import SUFFIXES, TEXT_RULES, FileSource, file_kind
 from tunekit.data.rows import RawRow, Source, row_error
 from tunekit.data.schemas import SCHEMAS, SHAPES, conversion
-from tunekit.errors import DataError, MissingDependencyError, nearest
+from tunekit.errors import AmbiguousNameError, DataError, MissingDependencyError, nearest
 
-__all__ = ["canonical_dataset", "load_dataset", "looks_like_hub_id"]
+__all__ = ["canonical_dataset", "find_format", "load_dataset", "looks_like_hub_id"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?::[\w.-]+)?")
 _SAMPLE = 20
@@ -32,6 +32,7 @@ def load_dataset(
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
     on_bad_row: str = "error",
+    formats: Sequence[Format] = (),
 ) -> Dataset:
     """Open a data set. The first rows are read to see what they are; the rest is read when asked for.
 
@@ -42,16 +43,20 @@ def load_dataset(
         accepts: canonical shapes the step takes, best first; empty: any. Data of another shape are converted where
             :data:`tunekit.data.schemas.CONVERSIONS` says how, else refused.
         limit: use the first usable rows only.
-        format: name of the format, instead of detection: one of :data:`tunekit.data.FORMAT_NAMES`.
+        format: name of the format, instead of detection: one of :data:`tunekit.data.FORMAT_NAMES`, or of ``formats``.
         columns: field of the format -> column of the data. In a CSV or TSV file without a header, positions
             (``{"prompt": "1", "completion": "2"}``).
         on_bad_row: ``error``, or ``skip`` to leave bad rows out and list them in ``bad_rows``.
+        formats: formats of plugins; detection looks at them only where no format of tunekit's own fits.
 
     Raises:
-        DataError: if it cannot be found or read, has no rows, no known format, or a shape the step does not take.
+        DataError: if it cannot be found or read, has no rows, no known format, or a shape the step does not take; or if
+            the formats of several plugins fit.
+        AmbiguousNameError: if several plugins provide the short name ``format``.
         MissingDependencyError: if reading it needs a package that is not installed.
     """
-    _check_arguments(accepts, limit, format, columns, on_bad_row)
+    _check_arguments(accepts, limit, columns, on_bad_row)
+    wanted = None if format is None else find_format(format, formats)
     if isinstance(ref, Dataset):
         if format is not None or columns:
             raise DataError(
@@ -61,15 +66,17 @@ def load_dataset(
             )
         return canonical_dataset(ref.name, ref.schema, ref, accepts=accepts, limit=limit, on_bad_row=on_bad_row)
     positions = bool(columns) and all(str(column).isdigit() for column in (columns or {}).values())
-    source = _open_ref(ref, format, positions) if isinstance(ref, str | Path) else object_source(ref)
+    rule = None if wanted is None or wanted.provider else str(format).rpartition("/")[2]
+    source = _open_ref(ref, rule, positions) if isinstance(ref, str | Path) else object_source(ref)
     head = _head(source)
-    form, renamed = _format_of(source, head, accepts, format, dict(columns or {}))
+    form, renamed = _format_of(source, head, accepts, wanted, dict(columns or {}), formats)
     schema, change = _shape(source, form, tuple(accepts))
     convert = canonical_converter(_renaming(form.convert, renamed), form.schema, change)
     return Dataset(
         source,
         schema=schema,
-        format=source.rule or form.name,
+        format=form.id if form.provider else source.rule or form.name,
+        format_version=form.version,
         native=form.schema,
         convert=convert,
         accepts=accepts,
@@ -78,6 +85,43 @@ def load_dataset(
         columns=columns,
         note=TEXT_RULES.get(source.rule, ""),
     )
+
+
+def find_format(name: str, formats: Sequence[Format] = ()) -> Format:
+    """The format called ``name``: one of tunekit's own, or of ``formats``.
+
+    Raises:
+        DataError: if there is none; it names the nearest ones.
+        AmbiguousNameError: if several plugins provide it.
+    """
+    found = by_name(name, formats) if isinstance(name, str) else []
+    if len(found) > 1:
+        spellings = [form.id for form in found]
+        raise AmbiguousNameError(
+            f"{len(found)} installed distributions provide the data format {name!r}.",
+            asked=f"format={name!r}",
+            found=", ".join(f"{form.id} ({form.version})" for form in found),
+            fix="write " + " or ".join(f'format="{spelling}"' for spelling in spellings),
+            details={"kind": "format", "stage": "", "spellings": spellings},
+        )
+    if found:
+        return found[0]
+    short = str(name).rpartition("/")[2]
+    same = [form.id for form in (*FORMATS, *formats) if form.name == short]
+    known = (*FORMAT_NAMES, *sorted({form.id for form in formats}))
+    raise DataError(
+        f"There is no data format {name!r}.",
+        code="unknown-format",
+        asked=f"format={name!r}",
+        suggestions=same or _nearest_formats(short, formats),
+        fix=f"use one of {', '.join(known)}",
+        details={"known": list(known)},
+    )
+
+
+def _nearest_formats(name: str, formats: Sequence[Format]) -> tuple[str, ...]:
+    spelling = {form.name: form.id for form in formats} | {own: own for own in FORMAT_NAMES}
+    return tuple(spelling[close] for close in nearest(name, spelling))
 
 
 def canonical_dataset(
@@ -94,7 +138,7 @@ def canonical_dataset(
     Raises:
         DataError: if there are no rows, or the step does not take the shape.
     """
-    _check_arguments(accepts, limit, None, None, on_bad_row)
+    _check_arguments(accepts, limit, None, on_bad_row)
     if schema not in SCHEMAS:
         raise DataError(
             f"{name} has the unknown row shape {schema!r}.",
@@ -136,21 +180,13 @@ def looks_like_hub_id(ref: str) -> bool:
 
 
 def _check_arguments(
-    accepts: Sequence[str], limit: int | None, format: str | None, columns: Mapping[str, str] | None, on_bad_row: str
+    accepts: Sequence[str], limit: int | None, columns: Mapping[str, str] | None, on_bad_row: str
 ) -> None:
     for schema in accepts:
         if not isinstance(schema, str) or isinstance(accepts, str):
             raise DataError(f"accepts takes a list of row shapes, found {accepts!r}.", code="accepts")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise DataError(f"limit is {limit!r}; it must be a whole number from 1.", code="limit")
-    if format is not None and format not in FORMAT_NAMES:
-        raise DataError(
-            f"There is no data format {format!r}.",
-            code="unknown-format",
-            asked=f"format={format!r}",
-            suggestions=nearest(str(format), FORMAT_NAMES),
-            fix=f"use one of {', '.join(FORMAT_NAMES)}",
-        )
     if columns is not None and not all(isinstance(k, str) and isinstance(v, str) for k, v in columns.items()):
         raise DataError("columns maps field names to column names, both text.", code="columns", found=repr(columns))
     if on_bad_row not in ("error", "skip"):
@@ -270,7 +306,12 @@ def _head(source: Source) -> list[RawRow]:
 
 
 def _format_of(
-    source: Source, head: list[RawRow], accepts: Sequence[str], wanted: str | None, columns: dict[str, str]
+    source: Source,
+    head: list[RawRow],
+    accepts: Sequence[str],
+    wanted: Format | None,
+    columns: dict[str, str],
+    formats: Sequence[Format],
 ) -> tuple[Format, dict[str, str]]:
     """The format, and the columns to rename (field -> column)."""
     samples = [row.value for row in head if isinstance(row.value, dict)]
@@ -297,21 +338,56 @@ def _format_of(
     if wanted is not None:
         return _wanted(source, names, wanted, columns), columns
     merged = {**samples[0], **{field: samples[0].get(column) for field, column in columns.items()}}
-    known = detect(list(columns), merged) if columns else []
+    known = _fitting(names, merged, columns, FORMATS)
     if not known:
-        taken = set(columns.values())
-        known = detect([*columns, *(name for name in names if name not in taken)], merged)
-    if not known:
-        raise _unknown(source, names, samples[0], accepts)
+        fitting = _fitting(names, merged, columns, formats)
+        return _plugin_format(source, fitting, names, samples[0], accepts, formats), columns
     best = next((form for form in known if form.schema in accepts), None)
     if best is None:
         best = next((form for form in known if conversion(form.schema, tuple(accepts))), known[0])
     return best, columns
 
 
-def _wanted(source: Source, names: list[str], wanted: str, columns: dict[str, str]) -> Format:
-    form = by_name(wanted)
-    assert form is not None
+def _fitting(
+    names: list[str], sample: dict[str, Any], columns: dict[str, str], formats: Sequence[Format]
+) -> list[Format]:
+    known = detect(list(columns), sample, formats) if columns else []
+    if not known:
+        taken = set(columns.values())
+        known = detect([*columns, *(name for name in names if name not in taken)], sample, formats)
+    return known
+
+
+def _plugin_format(
+    source: Source,
+    fitting: list[Format],
+    names: list[str],
+    sample: dict[str, Any],
+    accepts: Sequence[str],
+    formats: Sequence[Format],
+) -> Format:
+    """The one plugin format that fits. What a step cannot take does not count, unless nothing else fits.
+
+    Raises:
+        DataError: if none fits, or several.
+    """
+    usable = [form for form in fitting if conversion(form.schema, tuple(accepts))] or fitting
+    if len(usable) > 1:
+        spellings = sorted(form.id for form in usable)
+        raise DataError(
+            f"{source.name}: {len(usable)} data formats of plugins fit the columns.",
+            code="ambiguous-format",
+            asked=f"columns {_listed(names)}",
+            found=", ".join(f"{form.id} ({', '.join(form.columns)})" for form in usable),
+            fix="write " + " or ".join(f'format="{spelling}"' for spelling in spellings),
+            details={"file": str(source.path or source.name), "spellings": spellings},
+        )
+    if not usable:
+        raise _unknown(source, names, sample, accepts, formats)
+    return usable[0]
+
+
+def _wanted(source: Source, names: list[str], form: Format, columns: dict[str, str]) -> Format:
     known = (*form.columns, *form.optional)
     for field in columns:
         if field not in known:
@@ -328,7 +404,7 @@ def _wanted(source: Source, names: list[str], wanted: str, columns: dict[str, st
         raise DataError(
             f"{source.name} does not have the columns of the format {form.name}: {_listed(missing)} missing.",
             code="format-columns",
-            asked=f"format={wanted!r}, which needs {_listed(form.columns)}",
+            asked=f"format={form.id!r}, which needs {_listed(form.columns)}",
             found=f"columns {_listed(names)}",
             suggestions=nearest(missing[0], names),
             fix=f"say which column it is: columns={{{missing[0]!r}: ...}}",
@@ -337,10 +413,12 @@ def _wanted(source: Source, names: list[str], wanted: str, columns: dict[str, st
     return form
 
 
-def _unknown(source: Source, names: list[str], sample: dict[str, Any], accepts: Sequence[str]) -> DataError:
+def _unknown(
+    source: Source, names: list[str], sample: dict[str, Any], accepts: Sequence[str], formats: Sequence[Format]
+) -> DataError:
     wanted = [name for name in accepts if name in SHAPES] or list(SHAPES)
     guess = unsupported(names, sample)
-    fitting = [form for form in FORMATS if conversion(form.schema, tuple(wanted))]
+    fitting = [form for form in (*FORMATS, *formats) if conversion(form.schema, tuple(wanted))]
     first = SCHEMAS[wanted[0]]
     example = ", ".join(f"{field!r}: {(nearest(field, names) or ('...',))[0]!r}" for field in first)
     if "without a header" in guess:
@@ -350,19 +428,19 @@ def _unknown(source: Source, names: list[str], sample: dict[str, Any], accepts: 
         code="unknown-columns",
         found=f"columns {_listed(names)}",
         asked="rows of " + " or ".join(SHAPES[name] for name in wanted),
-        suggestions=() if guess else _close_formats(names),
-        fix=f"pass columns={{{example}}}, or format= one of {', '.join(form.name for form in fitting)}",
+        suggestions=() if guess else _close_formats(names, formats),
+        fix=f"pass columns={{{example}}}, or format= one of {', '.join(form.id for form in fitting)}",
         details={"file": str(source.path or source.name), "columns": names, "accepts": list(accepts)},
     )
 
 
-def _close_formats(names: Sequence[str]) -> tuple[str, ...]:
+def _close_formats(names: Sequence[str], formats: Sequence[Format]) -> tuple[str, ...]:
     """Formats all of whose columns are there up to spelling, as ``alpaca (instruction, output)``."""
     close: list[str] = []
     lowered = [name.lower() for name in names]
-    for form in FORMATS:
+    for form in (*FORMATS, *formats):
         if all(difflib.get_close_matches(column, lowered, n=1, cutoff=0.8) for column in form.columns):
-            close.append(f"{form.name} ({', '.join(form.columns)})")
+            close.append(f"{form.id} ({', '.join(form.columns)})")
     return tuple(close[:3])
 
 

@@ -13,7 +13,13 @@ __all__ = ["RawRow", "RowProblem", "Source", "clean_text", "kind_of", "row_error
 
 
 class RowProblem(Exception):
-    """One row cannot be used; the others can. It becomes a DataError or an entry of ``bad_rows``."""
+    """One row cannot be used; the others can. It becomes a DataError or an entry of ``bad_rows``.
+
+    Args:
+        field: name of the field that is wrong, such as ``answer`` or ``turns[3]``; empty: the row as a whole.
+        reason: what is wrong, as the rest of a sentence: ``is missing``, ``has no answer``.
+        fix: what to do about it; default: mend or skip the row.
+    """
 
     def __init__(self, field: str, reason: str, fix: str = "") -> None:
         super().__init__(reason)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tunekit.cancel import CancelToken as CancelToken
     from tunekit.context import BenchmarkJob as BenchmarkJob
     from tunekit.context import StepContext as StepContext
+    from tunekit.data.rows import RowProblem as RowProblem
     from tunekit.plugins.marker import hookimpl as hookimpl
     from tunekit.plugins.options import DataOptions as DataOptions
     from tunekit.plugins.options import Options as Options
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tunekit.plugins.specs import API_VERSION as API_VERSION
     from tunekit.plugins.specs import AdapterSpec as AdapterSpec
     from tunekit.plugins.specs import BenchmarkSpec as BenchmarkSpec
+    from tunekit.plugins.specs import DataFormatSpec as DataFormatSpec
     from tunekit.plugins.specs import DatasetSpec as DatasetSpec
     from tunekit.plugins.specs import ExporterSpec as ExporterSpec
     from tunekit.plugins.specs import ModelSpec as ModelSpec
@@ -49,6 +51,7 @@ _WHERE = {
     "tunekit.artifacts": ("Artifact", "ModelCard", "Score", "ScoredRow"),
     "tunekit.cancel": ("CancelToken",),
     "tunekit.context": ("BenchmarkJob", "StepContext"),
+    "tunekit.data.rows": ("RowProblem",),
     "tunekit.plugins.marker": ("hookimpl",),
     "tunekit.plugins.options": ("DataOptions", "Options", "TrainOptions"),
     "tunekit.plugins.protocols": (
@@ -68,6 +71,7 @@ _WHERE = {
         "API_VERSION",
         "AdapterSpec",
         "BenchmarkSpec",
+        "DataFormatSpec",
         "DatasetSpec",
         "ExporterSpec",
         "ModelSpec",

@@ -34,6 +34,7 @@ import pluggy  # noqa: TID253  (imported only through tunekit._manager, on first
 from tunekit.plugins.specs import (
     AdapterSpec,
     BenchmarkSpec,
+    DataFormatSpec,
     DatasetSpec,
     ExporterSpec,
     ModelSpec,
@@ -105,6 +106,16 @@ def tunekit_models() -> Iterable[ModelSpec]:
 @hookspec
 def tunekit_datasets() -> Iterable[DatasetSpec]:
     """Data sets known by a short name, used by ``sft(data=name)``."""
+    return ()
+
+
+@hookspec
+def tunekit_formats() -> Iterable[DataFormatSpec]:
+    """Data formats, used by ``sft(data=..., format=name)``, and for data whose columns fit no format of tunekit's own.
+
+    Installing a plugin changes nothing about data that could be read before. Where formats of two plugins fit, the
+    user is asked to name one.
+    """
     return ()
 
 

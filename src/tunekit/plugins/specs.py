@@ -13,6 +13,7 @@ __all__ = [
     "API_VERSION",
     "AdapterSpec",
     "BenchmarkSpec",
+    "DataFormatSpec",
     "DatasetSpec",
     "ExporterSpec",
     "ModelSpec",
@@ -132,6 +133,28 @@ class DatasetSpec(Spec):
     """Canonical row shape: ``text``, ``prompt_completion``, ``conversation``, ``preference`` ..."""
     license: str = ""
     """Licence of the data, for people."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFormatSpec(Spec):
+    """A way to write rows that tunekit does not know. ``target`` is a callable ``(row) -> row``: a row as it stands in
+    the file, to a row of ``schema``. It raises ``RowProblem`` for a row that cannot be used.
+
+    tunekit uses the format when it is asked for (``sft(data=..., format=name)``), and by itself only for data whose
+    columns fit no format of its own. A format takes no options.
+    """
+
+    kind: ClassVar[str] = "format"
+
+    schema: str
+    """Canonical row shape that its rows become: ``text``, ``prompt_completion``, ``conversation``, ``preference`` or
+    ``feedback``."""
+    columns: tuple[str, ...]
+    """Columns that every row has; data without one of them are not in this format."""
+    optional: tuple[str, ...] = ()
+    """Columns that are used when they are there."""
+    without: tuple[str, ...] = ()
+    """Columns that mean the data say more than this format takes from them: no detection then."""
 
 
 @dataclass(frozen=True, kw_only=True)
