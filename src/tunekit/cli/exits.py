@@ -40,7 +40,7 @@ class ExitCode(IntEnum):
 
 
 HELP = (
-    "Exit codes: 0 done; 1 the plan has errors and nothing was run, or doctor or plugins check found what does not work; "
+    "Exit codes: 0 done; 1 the plan has errors and nothing was run, or doctor or plugins check found a fault; "
     "2 wrong usage; 3 a step failed; 4 data, a model or the work folder cannot be used; "
     "5 another run holds the work folder; 70 a bug in tunekit; 130 cancelled by Ctrl-C; 143 cancelled by SIGTERM."
 )
