@@ -320,7 +320,7 @@ class Hooks:
                 if hook == "tunekit_check_plan":
                     return [self._failed(record, hook)]
                 raise
-            except Exception:  # noqa: BLE001
+            except (Exception, SystemExit):  # noqa: BLE001  (sys.exit in a plugin must not end the host)
                 self._report(record, hook)
                 return [self._failed(record, hook)] if hook == "tunekit_check_plan" else None
 

@@ -48,7 +48,8 @@ def _torn(path: Path) -> bool:
 class EventStream:
     """Numbers events, writes them to a JSON Lines file, and tells the observers.
 
-    An observer that raises is reported once to the log; the run goes on.
+    An observer that raises is reported once to the log; the run goes on. So it does when one calls ``sys.exit``; any
+    other exception that is no ``Exception``, such as ``KeyboardInterrupt``, is meant for the host and passes.
     """
 
     def __init__(self, run_id: str, path: Path, observers: Sequence[Observer]) -> None:
@@ -86,7 +87,7 @@ class EventStream:
         for index, observer in enumerate(self._observers):
             try:
                 observer(event)
-            except Exception:
+            except (Exception, SystemExit):
                 if index not in self._failed:
                     self._failed.add(index)
                     logger.warning("observer %r raised; the run goes on", observer, exc_info=True)

@@ -25,7 +25,7 @@ from tunekit.errors import ArtifactError, PipelineError, PluginError, RunCancell
 from tunekit.events import Event, Observer
 from tunekit.manifest import hardware, new_manifest
 from tunekit.plan import ComponentRef, Plan, ResolvedPlan, check_seed, thaw
-from tunekit.plugins.protocols import Adapter, Component
+from tunekit.plugins.protocols import Adapter, Component, Tracker
 from tunekit.resolve import failure
 from tunekit.results import RunHandle, RunResult, StepResult
 from tunekit.session import Session, default_session
@@ -165,15 +165,38 @@ class _Run:
 
     @contextlib.contextmanager
     def _trackers(self) -> Iterator[list[Observer]]:
-        made = [self._made_with(component, options) for component, options in self.resolved.trackers]
-        try:
+        with contextlib.ExitStack() as stack:
+            made = []
+            for component, options in self.resolved.trackers:
+                tracker = self._tracker(component, options)
+                stack.callback(_close, tracker, component)
+                made.append(tracker)
             yield [tracker.on_event for tracker in made]
-        finally:
-            for tracker in made:
-                try:
-                    tracker.close()
-                except Exception:
-                    logger.warning("tracker %r failed to close", tracker, exc_info=True)
+
+    def _tracker(self, component: ComponentRef, options: Mapping[str, Any]) -> Tracker:
+        try:
+            made = self._made_with(component, options)
+        except TunekitError as error:
+            error.details.setdefault("tracker", component.id)
+            raise
+        except (Exception, SystemExit) as error:
+            raise PluginError(
+                f"The tracker {component.label} cannot be started; nothing was run.",
+                code="tracker-failed",
+                asked=f'track("{component.name}", ...)',
+                found=f"{type(error).__name__}: {error}",
+                fix="correct its options or its setup, or leave track(...) out; details['traceback'] has the traceback",
+                details={"tracker": component.id, "traceback": traceback.format_exc()},
+            ) from error
+        if not isinstance(made, Tracker):
+            raise PluginError(
+                f"{component.id} is not a tracker.",
+                code="not-a-tracker",
+                found=component.target,
+                fix="its class needs on_event and close; see tunekit.plugins.Tracker",
+                details={"tracker": component.id},
+            )
+        return made
 
     def _steps(self) -> RunResult:
         self.stream.emit(
@@ -314,7 +337,7 @@ class _Run:
         except TunekitError as error:
             error.details.setdefault("step", step.name)
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise StepError(
                 f"Step {step.name} failed in {step.component.label}.",
                 code="step-crashed",
@@ -406,6 +429,13 @@ class _Run:
                 fix="its class needs a method run(ctx: StepContext) -> Artifact",
             )
         return made
+
+
+def _close(tracker: Tracker, component: ComponentRef) -> None:
+    try:
+        tracker.close()
+    except (Exception, SystemExit):
+        logger.warning("tracker %s failed to close; its last events may be lost", component.id, exc_info=True)
 
 
 def _score_facts(score: Any) -> dict[str, Any]:

@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunekit.errors import StepError
 from tunekit.plugins import (
@@ -54,6 +55,7 @@ class BenchOptions(Options):
 
 class TrackerOptions(Options):
     raises: bool = False
+    fails: Literal["start", "close", "exit-start", "exit-event", "exit-close", "interrupt-close", ""] = ""
 
 
 class QuantOptions(DataOptions):
@@ -184,14 +186,26 @@ class ToyTracker:
 
     def __init__(self, options: Any) -> None:
         self.options = options
+        self._fail("start")
 
     def on_event(self, event: Any) -> None:
         self.EVENTS.append(type(event).__name__)
         if self.options.raises:
             raise RuntimeError("tracker trouble")
+        self._fail("event")
 
     def close(self) -> None:
         self.CLOSED.append(True)
+        self._fail("close")
+
+    def _fail(self, where: str) -> None:
+        match self.options.fails.rpartition("-"):
+            case ("", _, place) if place == where:
+                raise RuntimeError(f"no network at {where}")
+            case ("exit", _, place) if place == where:
+                sys.exit(3)
+            case ("interrupt", _, place) if place == where:
+                raise KeyboardInterrupt
 
 
 @hookimpl
