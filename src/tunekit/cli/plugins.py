@@ -77,6 +77,39 @@ def show(
             command.out.print(component.component_view(data), highlight=False)
 
 
+@plugins_app.command(epilog=HELP)
+def check(
+    dist: Annotated[str, typer.Argument(metavar="DIST", help="Installed distribution, such as tunekit-trl.")],
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check an installed plugin: import, hooks, specs, options and targets, each in a fresh interpreter."""
+    command = Command(json=json, debug=debug)
+    with command.errors():
+        from tunekit.cli import render
+        from tunekit.errors import UnknownNameError
+        from tunekit.testing.checks import check_plugin
+
+        try:
+            checks = check_plugin(dist)
+        except UnknownNameError as error:
+            command.fail(error, ExitCode.USAGE)
+        failed = [each for each in checks if each.problem]
+        code = ExitCode.PLAN if failed else ExitCode.OK
+        if json:
+            rows = [{"name": each.name, "problem": each.problem, "skipped": each.skipped} for each in checks]
+            render.write_json({"ok": not failed, "exit_code": int(code), "distribution": dist, "checks": rows})
+        else:
+            for each in checks:
+                mark = "[red]failed[/]" if each.problem else "[yellow]skipped[/]" if each.skipped else "[green]ok[/]"
+                command.out.print(f"{mark} {each.name.replace('_', ' ')}", highlight=False)
+                for line in (each.problem or each.skipped).splitlines():
+                    command.out.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
+            said = f"{len(failed)} of {len(checks)} checks failed" if failed else f"{len(checks)} checks passed"
+            command.out.print(f"{dist}: {said}", markup=False, highlight=False)
+        raise typer.Exit(int(code))
+
+
 def _find(command: Command, session: Session, kind: str, name: str, stage: str) -> Entry:
     from tunekit.cli import component
 
