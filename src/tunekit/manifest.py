@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunekit.plan import ResolvedPlan
@@ -59,8 +59,16 @@ def _memory() -> int | None:
         return None
 
 
-def new_manifest(resolved: ResolvedPlan, *, run_id: str, started: float, data: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a run that begins. ``data`` maps step names to facts about their data sets."""
+def new_manifest(
+    resolved: ResolvedPlan,
+    *,
+    run_id: str,
+    started: float,
+    data: Mapping[str, Any],
+    components: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The manifest of a run that begins. ``data`` maps step names to facts about their data sets; ``components`` says
+    where the code of each component comes from."""
     return {
         "schema": SCHEMA,
         "run_id": run_id,
@@ -72,6 +80,7 @@ def new_manifest(resolved: ResolvedPlan, *, run_id: str, started: float, data: M
         "plan": resolved.plan.to_data(),
         "resolved": resolved.to_data(),
         "data": dict(data),
+        "components": list(components),
         "packages": packages(),
         "hardware": hardware(),
         "steps": {},

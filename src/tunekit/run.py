@@ -15,6 +15,7 @@ from typing import Any
 
 from tunekit import check, events, storage
 from tunekit._models import Models
+from tunekit._provenance import Provenance
 from tunekit._stream import EventStream, History
 from tunekit._work import Work, data_facts, prepare
 from tunekit._workdir import Workdir, result_files
@@ -24,7 +25,7 @@ from tunekit.context import StepContext
 from tunekit.errors import ArtifactError, PipelineError, PluginError, RunCancelled, StepError, TunekitError
 from tunekit.events import Event, Observer
 from tunekit.manifest import hardware, new_manifest
-from tunekit.plan import ComponentRef, Plan, ResolvedPlan, check_seed, thaw
+from tunekit.plan import ComponentRef, Plan, ResolvedPlan, ResolvedStep, check_seed, thaw
 from tunekit.plugins.protocols import Adapter, Component, Tracker
 from tunekit.resolve import failure
 from tunekit.results import RunHandle, RunResult, StepResult
@@ -156,7 +157,11 @@ class _Run:
                 # A full disk must not hide the error that is on its way out.
                 if self.manifest:
                     self.manifest.update(
-                        status=status, finished=time.time(), hardware=hardware(), notices=self.stream.notices
+                        status=status,
+                        finished=time.time(),
+                        hardware=hardware(),
+                        components=self.provenance.to_data(),
+                        notices=self.stream.notices,
                     )
                     with contextlib.suppress(ArtifactError):
                         self._write_manifest()
@@ -214,11 +219,13 @@ class _Run:
             lambda step, code, text: self.stream.emit(events.Notice, step, code=code, message=text),
         )
         self._write_plan()
+        self.provenance = Provenance(self.resolved, work, self.session)
         self.manifest = new_manifest(
             self.resolved,
             run_id=self.run_id,
             started=self.started,
             data={item.name: data_facts(item.data) for item in work if item.data is not None},
+            components=self.provenance.to_data(),
         )
         self._write_manifest()
         results = tuple(self._step(item, work) for item in work)
@@ -264,6 +271,7 @@ class _Run:
         )
         if found is not None:
             artifact, folder, seconds = found
+            self._compare_code(step, folder)
         else:
             try:
                 artifact, folder, seconds = self._compute(item)
@@ -305,6 +313,19 @@ class _Run:
             session=self.session,
         )
 
+    def _compare_code(self, step: ResolvedStep, folder: Path) -> None:
+        """Say so if a result is reused although the code that made it was changed under the same version."""
+        recorded = storage.read_json(folder / "result.json").get("code")
+        for component in self.provenance.changed(step, recorded):
+            again = f"raise the version of {component.provider}" if component.version else f"delete {folder}"
+            self.stream.emit(
+                events.Notice,
+                step.name,
+                code="code-changed",
+                message=f"the code of {component.label} has changed since this result was made, and the result is "
+                f"reused; to run the step again, {again} or use another workdir",
+            )
+
     def _compute(self, item: Work) -> tuple[Artifact, Path, float]:
         started = time.time()
         step = item.step
@@ -321,6 +342,7 @@ class _Run:
                 **artifact.to_data(),
                 "seconds": seconds,
                 "input_weights_hash": input_hash,
+                "code": self.provenance.code(step),
                 "files": result_files(partial),
             },
         )
