@@ -123,17 +123,19 @@ def digests(benchmark: Any, rows: Iterable[Mapping[str, Any]]) -> list[list[str]
 
 
 def check_data(plugins: Sequence[Reference], data: str, format: str) -> dict[str, Any]:
-    """What ``check`` says of a step that reads ``data``, which heavy modules that imported, and the fingerprint."""
+    """What ``check`` says of a step that reads ``data``, which heavy modules that imported, and the rows."""
     from tunekit.pipeline import Pipeline
     from tunekit.testing import toys
     from tunekit.testing.sessions import isolated_session
 
     session = isolated_session(*map(resolve_reference, plugins), toys)
     findings = Pipeline(model="toy-model").step("toy-read", data=data, format=format).check(session)
+    read = session.resolve_dataset(data, format=format)
     return {
         "errors": [str(finding) for finding in findings if finding.level == "error"],
         "heavy": [name for name in HEAVY if name in sys.modules],
-        "fingerprint": session.resolve_dataset(data, format=format).fingerprint(),
+        "fingerprint": read.fingerprint(),
+        "rows": list(read.rows()),
     }
 
 
