@@ -2,43 +2,108 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from run_pages import BLOCK, code_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md")])
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
+RUN_ELSEWHERE = {"docs/tutorial/first-plugin.md": "tests/test_fresh_environment.py"}
+"""Pages that a test of their own follows to the letter."""
 
-def blocks(page: Path) -> list[str]:
-    return BLOCK.findall(page.read_text(encoding="utf-8"))
+TOGETHER = ("docs/reference/hooks/", "docs/reference/plugin-api.md", "docs/how-to/plugins/")
+"""Pages about plugins: many and short. They share one process, each with a namespace and a folder of its own."""
+
+LIGHT = "docs/reference/hooks/"
+"""Pages that must not need torch."""
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
+def short(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+CODE = [page for page in PAGES if code_of(page) and short(page) not in RUN_ELSEWHERE]
+SHARED = sorted((p for p in CODE if short(p).startswith(TOGETHER)), key=lambda p: (LIGHT not in short(p), p))
+
+
+@pytest.mark.parametrize("page", [page for page in CODE if page not in SHARED], ids=short)
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
-    code = "\n".join(blocks(page))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code_of(page)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    runner = ROOT / "tests" / "support" / "run_pages.py"
+    done = subprocess.run([sys.executable, runner, *SHARED], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("page", SHARED, ids=short)
+def test_the_code_of_a_page_about_plugins_runs(page: Path, results: dict[str, Any]) -> None:
+    result = results[str(page)]
+    assert not result["error"], result["error"]
+    if LIGHT in short(page):
+        assert not result["torch"], "the page imported torch"
+
+
+def test_pages_that_are_run_elsewhere_are() -> None:
+    for page, test in RUN_ELSEWHERE.items():
+        if (ROOT / page).exists():
+            assert Path(page).name in (ROOT / test).read_text(encoding="utf-8")
+
+
 def test_the_code_of_the_readme_is_valid(tmp_path: Path) -> None:
-    """The first block is what ``make demo`` runs; the second needs the reader's own files, which ``check`` says."""
-    line, own = blocks(ROOT / "README.md")
+    """The first block is what ``make demo`` runs; the second needs the reader's own files, which ``check`` says; the
+    third is a plugin."""
+    line, own, plugin = BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
     compile(line, "README", "exec")
     done = subprocess.run([sys.executable, "-c", own], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "alpaca.json" in done.stdout and "pairs.json" in done.stdout and "benchmarks" in done.stdout
+    done = subprocess.run([sys.executable, "-c", plugin], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=short)
 def test_links_lead_somewhere(page: Path) -> None:
     for link in LINK.findall(page.read_text(encoding="utf-8")):
         assert (page.parent / link).exists(), link
+
+
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+ANCHOR = re.compile(r"\]\(([^)#:]*)#([^)]+)\)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=short)
+def test_links_to_headings_lead_to_one(page: Path) -> None:
+    for link, anchor in ANCHOR.findall(page.read_text(encoding="utf-8")):
+        target = (page.parent / link) if link else page
+        headings = HEADING.findall(target.read_text(encoding="utf-8"))
+        anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert anchor in anchors, f"{link}#{anchor}"
+
+
+def test_the_index_leads_to_every_page() -> None:
+    """From docs/index.md, in one step or two."""
+    seen = {ROOT / "docs" / "index.md"}
+    for _ in range(2):
+        for page in list(seen):
+            links = LINK.findall(page.read_text(encoding="utf-8"))
+            seen |= {(page.parent / link).resolve() for link in links if link.endswith(".md")}
+    assert set(PAGES) <= seen, [short(page) for page in sorted(set(PAGES) - seen)]
 
 
 def test_the_example_plan_is_the_line() -> None:
