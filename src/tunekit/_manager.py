@@ -13,7 +13,8 @@ import logging
 import threading
 import traceback
 import types
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -154,9 +155,18 @@ class Hooks:
 
         from tunekit.plugins import hookspecs
 
-        pm = pluggy.PluginManager(hookspecs.PROJECT)
+        class Manager(pluggy.PluginManager):
+            # pluggy would warn of hooks that will go at the line of our guard; _warn_outdated knows the plugin's own.
+            def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
+                opts = super().parse_hookspec_opts(module_or_class, name)
+                return opts and {**opts, "warn_on_impl": None, "warn_on_impl_args": None}
+
+        pm: pluggy.PluginManager = Manager(hookspecs.PROJECT)
         pm.add_hookspecs(hookspecs)
         self._pm = pm
+        self._spec_options = {
+            name: getattr(function, f"{hookspecs.PROJECT}_spec", {}) for name, function in vars(hookspecs).items()
+        }
         self._specs = {
             name: tuple(inspect.signature(function).parameters)
             for name, function in vars(hookspecs).items()
@@ -223,6 +233,7 @@ class Hooks:
                 )
                 return
             impls, problems = self._look_at(plugin)
+            problems += self._warn_outdated(impls)
             record = replace(record, problems=tuple(problems))
             for problem in problems:
                 log.warning("plugin %s: %s", record.label, problem)
@@ -274,6 +285,18 @@ class Hooks:
             self._check_signature(hook, function)
             impls[hook] = (function, opts)
         return impls, problems
+
+    def _warn_outdated(self, impls: Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]) -> list[str]:
+        """Warn of implementations of hooks, or of hook arguments, that will go; at their line. Returns the texts."""
+        from tunekit._deprecated import impl_warnings
+
+        found: list[str] = []
+        for hook, (function, _) in impls.items():
+            for warning in impl_warnings(self._spec_options[hook], inspect.signature(function).parameters):
+                code = inspect.unwrap(getattr(function, "__func__", function)).__code__
+                warnings.warn_explicit(warning, None, code.co_filename, code.co_firstlineno, module=function.__module__)
+                found.append(str(warning))
+        return found
 
     def _check_signature(self, hook: str, function: Callable[..., Any]) -> None:
         for parameter in inspect.signature(function).parameters.values():
