@@ -5,20 +5,24 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import public_api
 import pytest
 
 import tunekit.plugins
 import tunekit.plugins.hf
 from tunekit import events
+from tunekit._deprecated import DEPRECATIONS
 from tunekit._manager import REGISTRATION
 from tunekit.plugins import hookspecs, specs
 
 ROOT = Path(__file__).resolve().parents[1]
 HOOK_PAGES = ROOT / "docs" / "reference" / "hooks"
 PLUGIN_API = ROOT / "docs" / "reference" / "plugin-api.md"
+STABILITY = ROOT / "docs" / "explanation" / "stability.md"
 HOOKS = {
     name: function
     for name, function in vars(hookspecs).items()
@@ -149,3 +153,20 @@ def test_every_event_stands_in_the_reference_with_its_fields() -> None:
             if f.name not in {g.name for g in dataclasses.fields(events.Event)}
         ]
         assert re.findall(r"`(\w+)`", row[1]) == own
+
+
+def test_the_policy_names_what_the_project_states() -> None:
+    text = " ".join(STABILITY.read_text(encoding="utf-8").split())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (pluggy,) = [each for each in project["dependencies"] if each.startswith("pluggy")]
+    assert f"pluggy `{pluggy.removeprefix('pluggy')}`" in text
+    pythons = sorted(re.findall(r":: (3\.\d+)$", "\n".join(project["classifiers"]), re.M), key=lambda v: int(v[2:]))
+    assert f"Python {pythons[0]} to {pythons[-1]}." in text
+    assert f"a whole number, {tunekit.plugins.API_VERSION} today" in text
+    assert all(f"`{facade}`" in text for facade in public_api.FACADES)
+
+
+def test_the_policy_lists_what_is_deprecated() -> None:
+    """Its last section, from the one module that has the records."""
+    listed = STABILITY.read_text(encoding="utf-8").partition("## Deprecated now\n")[2].strip()
+    assert listed == ("\n".join(f"- {item}." for item in DEPRECATIONS) or "Nothing.")
