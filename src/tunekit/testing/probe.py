@@ -19,27 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tunekit.testing.state import global_state, state_changes
+from tunekit.testing.state import HEAVY, global_state, state_changes
 
 __all__ = ["main"]
-
-HEAVY = (
-    "torch",
-    "transformers",
-    "datasets",
-    "trl",
-    "peft",
-    "numpy",
-    "pydantic",
-    "accelerate",
-    "gptqmodel",
-    "pandas",
-    "scipy",
-    "sklearn",
-    "tensorflow",
-    "jax",
-)
-"""Packages that listing plugins must not bring in."""
 
 UNKNOWN = "tunekit_no_such_option"
 
@@ -252,11 +234,17 @@ def _round_trip(model: Any) -> str:
     from pydantic import ValidationError
 
     required = {name for name, field in model.model_fields.items() if field.is_required()}
-    try:
-        made = model.model_construct()
-        text = json.dumps(made.model_dump(mode="json", exclude=required), allow_nan=False)
-    except Exception as error:  # noqa: BLE001
-        return f"the defaults cannot be written as JSON: {type(error).__name__}: {error}"
+    made = model.model_construct()
+    data = {}
+    for name in model.model_fields:
+        if name in required:
+            continue
+        try:
+            data |= made.model_dump(mode="json", include={name})
+            json.dumps(data, allow_nan=False)
+        except Exception as error:  # noqa: BLE001
+            return f"the default of {name} cannot be written as JSON: {type(error).__name__}: {error}"
+    text = json.dumps(data)
     try:
         again = model.model_validate_json(text)
     except ValidationError as error:

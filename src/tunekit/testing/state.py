@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["global_state", "state_changes", "watch_global_state"]
+__all__ = ["HEAVY", "global_state", "state_changes", "watch_global_state"]
 
 LIBRARY_VARIABLES = (
     "TORCHINDUCTOR_CACHE_DIR",
@@ -26,6 +26,24 @@ LIBRARY_VARIABLES = (
     "KMP_INIT_AT_FORK",
 )
 """Environment variables that torch and scikit-learn set when they are imported; they repeat defaults."""
+
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "trl",
+    "peft",
+    "numpy",
+    "pydantic",
+    "accelerate",
+    "gptqmodel",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "tensorflow",
+    "jax",
+)
+"""Packages that listing plugins must not bring in. Several add warnings filters of their own when imported."""
 
 RUNNER_VARIABLES = ("PYTEST_CURRENT_TEST",)
 LIBRARY_THREADS = ("TMonitor",)
@@ -57,8 +75,8 @@ def watch_global_state() -> Iterator[None]:
     and device, number of threads, gradient and inference mode, deterministic algorithms, autocast, matmul precision.
     Random states are not: drawing numbers is no change. torch is not imported for it.
 
-    Warnings filters are compared only if the block imported no further library: libraries add filters of their own
-    when they are imported.
+    Warnings filters are compared only if the block did not import torch or another large library for the first time:
+    these add filters of their own.
 
     Raises:
         AssertionError: naming every change with its value before and after.
@@ -98,7 +116,7 @@ def global_state(settle: frozenset[int] | None = None) -> dict[str, Any]:
         "socket default timeout": socket.getdefaulttimeout(),
         "garbage collection": gc.isenabled(),
         "warnings filters": [repr(entry) for entry in warnings.filters],
-        "libraries": frozenset(name for name in sys.modules if "." not in name and name not in sys.stdlib_module_names),
+        "libraries": frozenset(name for name in HEAVY if name in sys.modules),
         "threads": frozenset(thread.ident for thread in _threads()),
         "thread names": {thread.ident: repr(thread) for thread in _threads()},
     }
