@@ -42,8 +42,8 @@ class Gptq:
         """Quantize the input model into ``ctx.dir / "model"``.
 
         Raises:
-            StepError: if the input is quantized already or an unmerged adapter, no layer can be packed, there is
-                nothing to calibrate with, or GPTQModel fails.
+            StepError: if the input is quantized already or carries an unmerged adapter, no layer can be packed, there
+                is nothing to calibrate with, or GPTQModel fails.
             ArtifactError: if the disk is full.
             RunCancelled: promptly after ``ctx.cancel``; the worker process is gone then.
         """
@@ -63,6 +63,7 @@ class Gptq:
         if ctx.input_path is not None:
             refuse_input(ctx.input_path)
         before = ctx.model()
+        refuse_model(before.model)
         source = ctx.input_path or save_model(before.model, before.tokenizer, work / "input")
         size_before = weights_size(source)
         shapes = linear_shapes(before.model)
@@ -213,6 +214,27 @@ def refuse_input(folder: Path) -> None:
         )
     if not (folder / "config.json").is_file():
         raise ArtifactError(f"{folder} is not a model folder: config.json is missing.", code="model-folder")
+
+
+def refuse_model(model: Any) -> None:
+    """Raise StepError if ``model`` carries an adapter, or holds weights that were rounded before."""
+    # Tuner layers of PEFT have this attribute, also where no wrapper is left around the model.
+    adapted = [name for name, module in model.named_modules() if hasattr(module, "adapter_layer_names")]
+    if adapted or getattr(model, "peft_config", None):
+        raise StepError(
+            "The input of quantize carries an adapter that is not merged.",
+            code="unmerged-adapter",
+            found=f"{type(model).__name__} with an adapter on {len(adapted)} layers",
+            fix="merge the adapter into its base first: model.merge_and_unload(), or .merge().quantize(...)",
+        )
+    if getattr(model, "is_quantized", False):
+        method = getattr(model, "tunekit_quantized", None) or getattr(model, "quantization_method", None)
+        raise StepError(
+            "The input of quantize is quantized already.",
+            code="already-quantized",
+            found=f"{type(model).__name__} in memory: {method or 'marked as quantized'}",
+            fix="quantize the full-precision model it was made from",
+        )
 
 
 def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:

@@ -92,10 +92,11 @@ class LoraAdapter:
             ) from error
 
     def merge(self, model: Any) -> Any:
-        """Fold the adapter into the base weights, in the type the base holds them in, and return the plain model.
+        """Fold the adapter into the base weights and return the plain model.
 
-        The result is the base model object itself, with every parameter trainable as before :meth:`attach`, tied
-        embeddings still tied, and nothing left that says "adapter".
+        Base and update are added in float32, and the sum is rounded once to the type that the base holds. The result
+        is the base model object itself, with every parameter trainable as before :meth:`attach`, tied embeddings still
+        tied, and nothing left that says "adapter".
 
         Raises:
             StepError: if the merged weights are not finite.
@@ -106,7 +107,10 @@ class LoraAdapter:
         tied = _tied(model.get_base_model())
         try:
             with _quiet(), torch.no_grad():
-                merged = model.merge_and_unload(safe_merge=True)
+                for module in model.modules():
+                    if isinstance(module, BaseTunerLayer):
+                        _merge_layer(module)
+                merged = model.unload()
         except ValueError as error:
             raise StepError(
                 "The adapter cannot be merged: the merged weights are not finite.",
@@ -220,6 +224,25 @@ def _tied(model: Any) -> bool:
     if inputs is None or outputs is None:
         return False
     return getattr(inputs, "weight", None) is getattr(outputs, "weight", 0)
+
+
+def _merge_layer(layer: Any) -> None:
+    """Merge one layer. In half precision PEFT would round the update before it is added, which loses most of what is
+    left where the two nearly cancel; the copy in float32 is that of one layer at a time.
+
+    Raises:
+        ValueError: if the result is not finite.
+    """
+    base = layer.get_base_layer()
+    dtype = base.weight.dtype
+    if dtype not in (torch.float16, torch.bfloat16):
+        layer.merge(safe_merge=True)
+        return
+    base.weight.data = base.weight.data.float()
+    layer.merge(safe_merge=True)
+    base.weight.data = base.weight.data.to(dtype)
+    if not bool(torch.isfinite(base.weight).all()):
+        raise ValueError(f"a merged weight is beyond the range of {dtype}")
 
 
 def _save_plainly(model: Any) -> None:
