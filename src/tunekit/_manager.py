@@ -14,13 +14,24 @@ import threading
 import traceback
 import types
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from tunekit._registry import Entry, PluginRecord, Registry, duplicate_name, spec_problem, spec_stage
+from tunekit._loading import (
+    decorated_in,
+    entry_points,
+    functions_in,
+    hook_arguments,
+    no_plugin,
+    own_version,
+    owners,
+    refuse_twins,
+)
+from tunekit._registry import Entry, PluginRecord, Registry, entry_key, spec_problem, spec_stage
 from tunekit.errors import PluginError, TunekitError, nearest
 from tunekit.plan import ComponentRef
+from tunekit.plugins.decorators import code_version, decorations, is_decorated
 from tunekit.plugins.specs import (
     API_VERSION,
     AdapterSpec,
@@ -35,7 +46,7 @@ from tunekit.plugins.specs import (
     TrackerSpec,
     TrainerSpec,
 )
-from tunekit.settings import Settings, canonical_name
+from tunekit.settings import Settings
 
 if TYPE_CHECKING:
     import pluggy
@@ -49,8 +60,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SUPPORTED_API_VERSIONS", "Hooks"]
 
-GROUP = "tunekit"
 CORE = "tunekit._core_plugin"
+INLINE = "inline"
 SUPPORTED_API_VERSIONS = (API_VERSION,)
 
 REGISTRATION: dict[str, type[Spec]] = {
@@ -69,11 +80,23 @@ REGISTRATION: dict[str, type[Spec]] = {
 log = logging.getLogger("tunekit")
 
 
+_Impls = dict[str, tuple[Callable[..., Any], dict[str, Any]]]
+"""Hook to the function that implements it, and the options of its mark."""
+
+
+_Entries = dict[tuple[str, str, str, str], Entry]
+"""Entries by what may be there once."""
+
+
 @dataclass
 class _Loaded:
     record: PluginRecord
-    carrier: types.ModuleType
+    carrier: types.ModuleType | None
+    """What pluggy was given; None if it has no hook besides registration."""
     impls: dict[str, Callable[..., Any]]
+    """Registration hooks."""
+    decorated: list[Any]
+    """Decorated classes and functions."""
 
 
 class _Refused(Exception):
@@ -84,7 +107,8 @@ class Hooks:
     """The plugins of one session behind typed calls. Loaded on first use, once, under a lock."""
 
     def __init__(self, plugins: Sequence[Any] = (), *, autoload: bool = True, settings: Settings | None = None) -> None:
-        self._plugins = tuple(plugins)
+        self._plugins = tuple({id(plugin): plugin for plugin in plugins}.values())
+        refuse_twins(self._plugins)
         self._autoload = autoload
         self._settings = settings or Settings()
         self._lock = threading.RLock()
@@ -175,28 +199,22 @@ class Hooks:
         self._loaded, self._records = [], []
 
         # pluggy calls the newest plugin first, so tunekit's own comes last and what the caller hands in comes first.
-        self._admit("tunekit", "tunekit", _own_version(), lambda: importlib.import_module(CORE))
+        self._admit("tunekit", "tunekit", own_version(), lambda: importlib.import_module(CORE))
         inline = {id(plugin) for plugin in self._plugins}
-        points = _entry_points() if self._autoload or any(inspect.ismodule(p) for p in self._plugins) else []
+        points = entry_points() if self._autoload or any(inspect.ismodule(p) for p in self._plugins) else []
         if self._autoload:
-            for name, provider, version, load in points:
-                if self._settings.disables(name, provider):
-                    self._records.append(
-                        PluginRecord(
-                            name=name,
-                            provider=provider,
-                            version=version,
-                            state="disabled",
-                            reason="listed in TUNEKIT_DISABLE_PLUGINS",
-                        )
-                    )
+            for name, provider, version, _, load in points:
+                reason = self._settings.refusal(name, provider)
+                if reason:
+                    record = PluginRecord(name=name, provider=provider, version=version, state="disabled")
+                    self._records.append(replace(record, reason=reason))
                 else:
                     self._admit(name, provider, version, load, skip=inline)
-        owners = _owners(points)
+        known_modules = owners(points)
         for plugin in self._plugins:
             fallback = getattr(plugin, "__name__", type(plugin).__name__)
-            known = owners.get(fallback) if inspect.ismodule(plugin) else None
-            name, provider, version = known or (str(fallback), "inline", "")
+            known = known_modules.get(fallback) if inspect.ismodule(plugin) else None
+            name, provider, version = known or (str(fallback), INLINE, "")
             self._admit(name, provider, version, functools.partial(_same, plugin))
 
         entries = self._collect()
@@ -232,22 +250,15 @@ class Hooks:
                     )
                 )
                 return
-            impls, problems = self._look_at(plugin)
+            impls, decorated, problems = self._look_at(plugin, inline=provider == INLINE)
             problems += self._warn_outdated(impls)
-            record = replace(record, problems=tuple(problems))
+            if problems:
+                record = replace(record, problems=tuple(problems))
             for problem in problems:
                 log.warning("plugin %s: %s", record.label, problem)
-            carrier = types.ModuleType(name)
-            for hook, (function, opts) in impls.items():
-                if hook in REGISTRATION:
-                    continue  # asked one by one in _collect, so that pluggy cannot mix their failures
-                wraps = opts.get("wrapper") or opts.get("hookwrapper")
-                guarded = function if wraps else self._guard(record, hook, function)
-                marked = _marked(guarded, {**opts, "specname": hook})
-                setattr(carrier, hook, marked)
-            self._register(carrier, f"{provider}:{name}")
+            carrier = self._carrier(record, impls)
             functions = {hook: pair[0] for hook, pair in impls.items() if hook in REGISTRATION}
-            self._loaded.append(_Loaded(record, carrier, functions))
+            self._loaded.append(_Loaded(record, carrier, functions, decorated))
             self._records.append(record)
         except (KeyboardInterrupt, GeneratorExit):
             raise
@@ -255,17 +266,30 @@ class Hooks:
             self._records.append(_broken(record, error))
             log.warning("plugin %s is left out: %s", record.label, self._records[-1].reason)
 
-    def _look_at(self, plugin: Any) -> tuple[dict[str, tuple[Callable[..., Any], dict[str, Any]]], list[str]]:
-        """The hook implementations of a plugin, and what is odd about it.
+    def _carrier(self, record: PluginRecord, impls: _Impls) -> types.ModuleType | None:
+        """Give pluggy the hooks of a plugin. Registration hooks are asked one by one in :meth:`_collect` instead, so
+        that pluggy cannot mix their failures."""
+        called = {hook: pair for hook, pair in impls.items() if hook not in REGISTRATION}
+        if not called:
+            return None
+        carrier = types.ModuleType(record.name)
+        for hook, (function, opts) in called.items():
+            wraps = opts.get("wrapper") or opts.get("hookwrapper")
+            guarded = (self._guard_wrapper if wraps else self._guard)(record, hook, function)
+            setattr(carrier, hook, _marked(guarded, {**opts, "specname": hook}))
+        self._register(carrier, f"{record.provider}:{record.name}")
+        return carrier
 
-        Only what stands in the module or class itself is looked at, never a lazy attribute: asking for those would
-        import the plugin's heavy parts.
-        """
-        impls: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {}
+    def _look_at(self, plugin: Any, *, inline: bool) -> tuple[_Impls, list[Any], list[str]]:
+        """The hook implementations of a plugin, what is decorated in it, and what is odd about it."""
+        if is_decorated(plugin):
+            return {}, [plugin], []
+        problem = no_plugin(plugin)
+        if problem:
+            raise _Refused(problem)
+        impls: _Impls = {}
         problems: list[str] = []
-        if inspect.isclass(plugin):
-            raise _Refused(f"{plugin.__name__} is a class; hand in an instance, {plugin.__name__}()")
-        for name, function in _functions(plugin):
+        for name, function in functions_in(plugin):
             opts = getattr(function, "tunekit_impl", None)
             if not isinstance(opts, dict):
                 if name in self._specs:
@@ -284,21 +308,27 @@ class Hooks:
                 raise _Refused(f"{hook} is marked as a wrapper but does not yield")
             self._check_signature(hook, function)
             impls[hook] = (function, opts)
-        return impls, problems
+        return impls, list(decorated_in(plugin, own=not inline)), problems
 
-    def _warn_outdated(self, impls: Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]) -> list[str]:
+    def _warn_outdated(self, impls: _Impls) -> list[str]:
         """Warn of implementations of hooks, or of hook arguments, that will go; at their line. Returns the texts."""
         from tunekit._deprecated import impl_warnings
 
         found: list[str] = []
         for hook, (function, _) in impls.items():
-            for warning in impl_warnings(self._spec_options[hook], inspect.signature(function).parameters):
+            options = self._spec_options[hook]
+            if not options.get("warn_on_impl") and not options.get("warn_on_impl_args"):
+                continue
+            for warning in impl_warnings(options, inspect.signature(function).parameters):
                 code = inspect.unwrap(getattr(function, "__func__", function)).__code__
                 warnings.warn_explicit(warning, None, code.co_filename, code.co_firstlineno, module=function.__module__)
                 found.append(str(warning))
         return found
 
     def _check_signature(self, hook: str, function: Callable[..., Any]) -> None:
+        plain = hook_arguments(function)
+        if plain is not None and set(plain) <= set(self._specs[hook]):
+            return
         for parameter in inspect.signature(function).parameters.values():
             if parameter.default is not parameter.empty:
                 raise _Refused(
@@ -349,6 +379,48 @@ class Hooks:
 
         return call
 
+    def _guard_wrapper(self, record: PluginRecord, hook: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A wrapper that fails is as good as not there: what it wraps counts."""
+        if hook == "tunekit_run_step":
+            return function
+
+        def findings(answers: Any) -> Any:
+            return [_findings(answer) for answer in answers] if hook == "tunekit_check_plan" else answers
+
+        @functools.wraps(function)
+        def wrap(*arguments: Any) -> Generator[None, Any, Any]:
+            wrapper = function(*arguments)
+            try:
+                next(wrapper)
+            except (Exception, SystemExit):  # noqa: BLE001
+                self._report(record, hook)
+                return (yield)
+            answer, inner = None, None
+            try:
+                try:
+                    answer = yield
+                except BaseException as error:  # noqa: BLE001  (handed to the wrapper, which raises it again)
+                    inner = error
+                    wrapper.throw(error)
+                else:
+                    wrapper.send(answer)
+                raise RuntimeError("the wrapper yields twice")
+            except StopIteration as stop:
+                result = stop.value
+            except (Exception, SystemExit):
+                if inner is not None:
+                    raise
+                self._report(record, hook)
+                return answer
+            try:
+                # The old kind of wrapper returns nothing; it changes the outcome that it was given.
+                return findings(result) if isinstance(answer, list) else result
+            except Exception:  # noqa: BLE001
+                self._report(record, hook)
+                return answer
+
+        return wrap
+
     def _report(self, record: PluginRecord, hook: str) -> None:
         key = (f"{record.provider}:{record.name}", hook)
         with self._lock:
@@ -373,24 +445,30 @@ class Hooks:
 
     def _collect(self) -> list[Entry]:
         """Ask each plugin for its specs, one hook implementation at a time."""
-        entries: list[Entry] = []
+        entries: _Entries = {}
+        taken: set[int] = set()  # a decorated thing may be handed in by itself and in its module
         for loaded in self._loaded:
             record = loaded.record
-            mine: list[Entry] = []
+            mine: _Entries = {}
             try:
                 for hook, expected in REGISTRATION.items():
                     function = loaded.impls.get(hook)
                     if function is not None:
                         self._collect_one(record, hook, function, expected, entries, mine)
-            except Exception as error:  # noqa: BLE001
-                assert self._pm is not None
-                self._pm.unregister(loaded.carrier)
-                index = self._records.index(record)
+                for thing in loaded.decorated:
+                    if id(thing) not in taken:
+                        self._collect_decorated(record, thing, entries, mine)
+            except (Exception, SystemExit) as error:  # noqa: BLE001
+                if loaded.carrier is not None:
+                    assert self._pm is not None
+                    self._pm.unregister(loaded.carrier)
+                index = next(i for i, one in enumerate(self._records) if one is record)
                 self._records[index] = _broken(record, error)
                 log.warning("plugin %s is left out: %s", record.label, self._records[index].reason)
                 continue
-            entries += mine
-        return entries
+            entries |= mine
+            taken.update(id(entry.value) for entry in mine.values() if entry.value is not None)
+        return list(entries.values())
 
     def _collect_one(
         self,
@@ -398,8 +476,8 @@ class Hooks:
         hook: str,
         function: Callable[..., Any],
         expected: type[Spec],
-        others: list[Entry],
-        mine: list[Entry],
+        others: _Entries,
+        mine: _Entries,
     ) -> None:
         answer = function()
         if isinstance(answer, str | Spec) or not isinstance(answer, Iterable):
@@ -408,22 +486,40 @@ class Hooks:
             problem = spec_problem(spec, expected)
             if problem:
                 raise _Refused(f"{hook}: {problem}")
-            entry = Entry(
-                component=ComponentRef(
-                    kind=spec.kind,
-                    name=spec.name,
-                    provider=record.provider,
-                    version=record.version,
-                    target=spec.target,
-                    stage=spec_stage(spec),
-                ),
-                spec=spec,
-                plugin=record.name,
+            entry = Entry(component=_ref(record, spec, record.version), spec=spec, plugin=record.name)
+            self._add(entry, hook, others, mine)
+
+    def _collect_decorated(self, record: PluginRecord, thing: Any, others: _Entries, mine: _Entries) -> None:
+        for decoration in decorations(thing):
+            spec = decoration.spec
+            problem = spec_problem(spec, type(spec), by_name=False)
+            if problem:
+                raise _Refused(f"{thing.__qualname__}: {problem}")
+            version = code_version(thing, decoration) if record.provider == INLINE else record.version
+            component = _ref(record, spec, version)
+            entry = Entry(component=component, spec=spec, plugin=record.name, value=thing, options=decoration.options)
+            self._add(entry, thing.__qualname__, others, mine)
+
+    def _add(self, entry: Entry, where: str, others: _Entries, mine: _Entries) -> None:
+        key = entry_key(entry)
+        if key in mine or key in others:
+            component = entry.component
+            stage = f" for the stage {component.stage}" if component.stage else ""
+            raise _Refused(
+                f"{where}: {component.provider} provides the {component.kind} {component.name!r}{stage} twice"
             )
-            if duplicate_name(mine, entry) or duplicate_name(others, entry):
-                where = f" for the stage {entry.component.stage}" if entry.component.stage else ""
-                raise _Refused(f"{hook}: {record.provider} provides the {spec.kind} {spec.name!r}{where} twice")
-            mine.append(entry)
+        mine[key] = entry
+
+
+def _ref(record: PluginRecord, spec: Spec, version: str) -> ComponentRef:
+    return ComponentRef(
+        kind=spec.kind,
+        name=spec.name,
+        provider=record.provider,
+        version=version,
+        target=spec.target,
+        stage=spec_stage(spec),
+    )
 
 
 def _broken(record: PluginRecord, error: BaseException) -> PluginRecord:
@@ -462,55 +558,6 @@ def _marked(function: Callable[..., Any], opts: dict[str, Any]) -> Callable[...,
         function = generator
     function.__dict__["tunekit_impl"] = opts
     return function
-
-
-def _functions(plugin: Any) -> list[tuple[str, Callable[..., Any]]]:
-    """Functions that stand in a module, or methods of an object, found without running any descriptor."""
-    found: list[tuple[str, Callable[..., Any]]] = []
-    names = vars(plugin) if inspect.ismodule(plugin) else dir(plugin)
-    for name in sorted(names):
-        if name.startswith("__"):
-            continue
-        static = inspect.getattr_static(plugin, name, None)
-        if isinstance(static, staticmethod | classmethod | types.MethodType) or inspect.isfunction(static):
-            value = getattr(plugin, name)
-            if callable(value):
-                found.append((name, value))
-    return found
-
-
-def _own_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("tunekit")
-    except PackageNotFoundError:
-        return ""
-
-
-_Point = tuple[str, str, str, Any]
-
-
-def _entry_points() -> list[_Point]:
-    """Name, distribution, version and loader of every entry point of the group, in a fixed order."""
-    from importlib.metadata import entry_points
-
-    found: dict[tuple[str, str], _Point] = {}
-    for point in entry_points(group=GROUP):
-        try:
-            provider = point.dist.name if point.dist else "unknown"
-            version = point.dist.version if point.dist else ""
-        except Exception:  # noqa: BLE001  (a damaged metadata folder)
-            provider, version = "unknown", ""
-        found.setdefault(
-            (canonical_name(provider or "unknown"), point.name), (point.name, provider, version, point.load)
-        )
-    return [found[key] for key in sorted(found)]
-
-
-def _owners(points: Iterable[_Point]) -> dict[str, tuple[str, str, str]]:
-    """Module to name, distribution and version of its entry point, to know a module that is handed in."""
-    return {load.__self__.value: (name, provider, version) for name, provider, version, load in points}
 
 
 def _findings(answer: Any) -> list[Finding]:

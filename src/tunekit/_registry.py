@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import keyword
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from tunekit.errors import AmbiguousNameError, UnknownNameError, nearest
 from tunekit.plan import PIPELINE_NAMES, TRAINING_KINDS, ComponentRef
 from tunekit.plugins.specs import DataFormatSpec, Spec, StepSpec, TrainerSpec
 from tunekit.settings import canonical_name
 
-__all__ = ["Entry", "PluginRecord", "Registry", "spec_problem", "spec_stage", "spec_verb"]
+__all__ = ["Entry", "PluginRecord", "Registry", "entry_key", "spec_problem", "spec_stage", "spec_verb"]
 
 VERB = re.compile(r"[a-z][a-z0-9_]*")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -79,6 +79,10 @@ class Entry:
     spec: Spec
     plugin: str = ""
     """Name of the plugin (entry point) that registered it."""
+    value: Any = field(default=None, repr=False)
+    """The class or function itself, if it was decorated; None: it is imported by the component's target."""
+    options: type[Any] | None = field(default=None, repr=False)
+    """The options model itself, if the decorator was given one; None: it is imported by ``spec.options``, if any."""
 
 
 def spec_stage(spec: Spec) -> str:
@@ -91,15 +95,19 @@ def spec_verb(spec: Spec) -> str:
     return spec.verb if isinstance(spec, StepSpec) else ""
 
 
-def spec_problem(spec: object, expected: type[Spec]) -> str:
-    """What is wrong with a record that a registration hook returned; empty if nothing."""
+def spec_problem(spec: object, expected: type[Spec], *, by_name: bool = True) -> str:
+    """What is wrong with a record that a registration hook returned; empty if nothing.
+
+    ``by_name``: whether target and options are imported by name, so that the names must have the form for it.
+    """
     if not isinstance(spec, expected):
         return f"returned {spec!r}, which is no {expected.__name__}"
     if not isinstance(spec.name, str) or not NAME.fullmatch(spec.name):
         return f"the name {spec.name!r} is not made of lower case letters, digits, '-', '_' and '.'"
-    if not isinstance(spec.target, str) or not TARGET.fullmatch(spec.target):
+    if by_name and (not isinstance(spec.target, str) or not TARGET.fullmatch(spec.target)):
         return f"the target {spec.target!r} of {spec.name!r} is not of the form 'pkg.module:attribute'"
-    if spec.options is not None and (not isinstance(spec.options, str) or not TARGET.fullmatch(spec.options)):
+    options = spec.options
+    if by_name and options is not None and (not isinstance(options, str) or not TARGET.fullmatch(options)):
         return f"the options {spec.options!r} of {spec.name!r} are not of the form 'pkg.module:attribute'"
     for name in _tuple_fields(type(spec)):
         value = getattr(spec, name)
@@ -270,11 +278,7 @@ class Registry:
         return WORDS.get(kind, (kind, "{}"))
 
 
-def duplicate_name(entries: Iterable[Entry], new: Entry) -> Entry | None:
-    """The entry of the same distribution that already has the key of ``new``."""
-    key = (new.component.kind, new.component.stage, new.component.name, canonical_name(new.component.provider))
-    for entry in entries:
-        other = entry.component
-        if (other.kind, other.stage, other.name, canonical_name(other.provider)) == key:
-            return entry
-    return None
+def entry_key(entry: Entry) -> tuple[str, str, str, str]:
+    """What only one component may have: kind, stage, name, and distribution."""
+    component = entry.component
+    return component.kind, component.stage, component.name, canonical_name(component.provider)

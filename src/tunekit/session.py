@@ -56,9 +56,13 @@ class Session:
     Making one is free: plugins are found and loaded on first use, once, and listing them never imports torch.
 
     Args:
-        plugins: further plugins (modules or objects with hook implementations), asked before installed ones.
+        plugins: further plugins, asked before installed ones: modules or objects with hook implementations or
+            decorated components, or classes and functions that a decorator of :mod:`tunekit.plugins` marked.
         autoload: load the installed plugins (entry points of the group ``tunekit``).
         settings: default: read from the environment.
+
+    Raises:
+        PluginError: if two of ``plugins`` are the same component.
     """
 
     def __init__(self, plugins: Sequence[Any] = (), *, autoload: bool = True, settings: Settings | None = None) -> None:
@@ -135,14 +139,18 @@ class Session:
             MissingDependencyError: if a package that it needs is missing; ``fix`` is the install line.
             PluginError: if the plugin itself is at fault.
         """
+        entry = self.registry.get(component.kind, component.id, component.stage)
+        if entry is not None and entry.value is not None:
+            return entry.value
         return self._import(component, component.target, "target")
 
     def options_model(self, component: ComponentRef) -> type[Any] | None:
         """The pydantic model of a component's options, or None if it takes none. Raises as :meth:`load` does."""
-        options = self.spec(component).options
+        entry = self.registry.find(component.kind, component.id, component.stage)
+        options = entry.spec.options
         if options is None:
             return None
-        model = self._import(component, options, "options model")
+        model = entry.options or self._import(component, options, "options model")
         if not hasattr(model, "model_validate_json"):
             raise PluginError(
                 f"The options of {component.id} are not a pydantic model.",

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from tunekit._lazy import attach
 
 if TYPE_CHECKING:
+    from tunekit._registry import Entry as Entry
+    from tunekit._registry import PluginRecord as PluginRecord
     from tunekit.artifacts import Artifact as Artifact
     from tunekit.artifacts import ModelCard as ModelCard
     from tunekit.artifacts import Score as Score
@@ -19,6 +21,20 @@ if TYPE_CHECKING:
     from tunekit.context import BenchmarkJob as BenchmarkJob
     from tunekit.context import StepContext as StepContext
     from tunekit.data.rows import RowProblem as RowProblem
+    from tunekit.plan import ComponentRef as ComponentRef
+    from tunekit.plan import Plan as Plan
+    from tunekit.plan import ResolvedAdapter as ResolvedAdapter
+    from tunekit.plan import ResolvedStep as ResolvedStep
+    from tunekit.plugins.decorators import adapter as adapter
+    from tunekit.plugins.decorators import benchmark as benchmark
+    from tunekit.plugins.decorators import data_format as data_format
+    from tunekit.plugins.decorators import dataset as dataset
+    from tunekit.plugins.decorators import exporter as exporter
+    from tunekit.plugins.decorators import model as model
+    from tunekit.plugins.decorators import quantizer as quantizer
+    from tunekit.plugins.decorators import step as step
+    from tunekit.plugins.decorators import tracker as tracker
+    from tunekit.plugins.decorators import trainer as trainer
     from tunekit.plugins.marker import hookimpl as hookimpl
     from tunekit.plugins.options import DataOptions as DataOptions
     from tunekit.plugins.options import Options as Options
@@ -48,10 +64,24 @@ if TYPE_CHECKING:
     from tunekit.plugins.specs import TrainerSpec as TrainerSpec
 
 _WHERE = {
+    "tunekit._registry": ("Entry", "PluginRecord"),
     "tunekit.artifacts": ("Artifact", "ModelCard", "Score", "ScoredRow"),
     "tunekit.cancel": ("CancelToken",),
     "tunekit.context": ("BenchmarkJob", "StepContext"),
     "tunekit.data.rows": ("RowProblem",),
+    "tunekit.plan": ("ComponentRef", "Plan", "ResolvedAdapter", "ResolvedStep"),
+    "tunekit.plugins.decorators": (
+        "adapter",
+        "benchmark",
+        "data_format",
+        "dataset",
+        "exporter",
+        "model",
+        "quantizer",
+        "step",
+        "tracker",
+        "trainer",
+    ),
     "tunekit.plugins.marker": ("hookimpl",),
     "tunekit.plugins.options": ("DataOptions", "Options", "TrainOptions"),
     "tunekit.plugins.protocols": (

@@ -1,0 +1,161 @@
+"""A short hash of what a component's code does, so that an edited notebook cell counts as a new version.
+
+Hashed are the byte code, constants and names of the functions of a class (or of a function), with defaults, closures,
+class attributes, bases, and the helpers and constants of the same module that they refer to. File names and line
+numbers do not count, nor does what other modules do. The hash is the same in every process of one Python version.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import types
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+
+__all__ = ["code_digest"]
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
+
+
+def code_digest(component: Any, options: type[Any] | None, *, containers: bool) -> str:
+    """SHA-256 (hex) of what ``component`` and its options model do.
+
+    Args:
+        component: a class or a function.
+        options: its pydantic options model, or None.
+        containers: whether lists, dicts and sets that the code refers to count with their content. They fill up while
+            a component runs, so they are only worth hashing while they are new.
+    """
+    parts = [_Description(component.__module__, containers).of(component)]
+    if options is not None:
+        parts.append(_Description(options.__module__, containers).options(options))
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class _Description:
+    """Text for values; equal behaviour, equal text. ``home`` is the module whose functions and classes are entered."""
+
+    def __init__(self, home: str, containers: bool) -> None:
+        self._home = home
+        self._containers = containers
+        self._entered: set[int] = set()
+
+    def of(self, value: Any) -> str:
+        if isinstance(value, Enum):
+            return f"{type(value).__qualname__}.{value.name}"
+        if type(value) in _PLAIN:
+            return f"{type(value).__name__} {value!r}"
+        if isinstance(value, tuple | frozenset):
+            return self._items(value)
+        if isinstance(value, list | set | dict | Mapping):
+            return self._items(value) if self._containers else f"a {type(value).__name__}"
+        if isinstance(value, types.CodeType):
+            return self._code(value)
+        if isinstance(value, type):
+            return self._once(value, self._body) if value.__module__ == self._home else f"class {_path(value)}"
+        if isinstance(value, types.FunctionType):
+            return self._once(value, self._function) if value.__module__ == self._home else f"function {_path(value)}"
+        if isinstance(value, re.Pattern):
+            return f"pattern {value.pattern!r} {value.flags}"
+        if isinstance(value, PurePath):
+            return f"path {value}"
+        if isinstance(value, types.ModuleType):
+            return f"module {value.__name__}"
+        if isinstance(value, types.BuiltinFunctionType):
+            return f"builtin {_path(value)}"
+        inner = [self.of(part) for part in _inside(value)]
+        return f"a {self.of(type(value))} [{', '.join(inner)}]"
+
+    def options(self, model: type[Any]) -> str:
+        """Names and defaults of the fields, and the functions, of a pydantic model."""
+        whole = _Description(self._home, containers=True)
+        fields = [
+            f"{name}={whole.of(field.default)} {whole.of(field.default_factory)}"
+            for name, field in getattr(model, "model_fields", {}).items()
+        ]
+        return f"{fields} {self.of(model)}"
+
+    def _items(self, value: Any) -> str:
+        if id(value) in self._entered:  # a list may hold itself
+            return "again"
+        self._entered.add(id(value))
+        if isinstance(value, Mapping):
+            items = sorted(f"{self.of(key)}: {self.of(item)}" for key, item in value.items())
+        elif isinstance(value, set | frozenset):
+            items = sorted(self.of(item) for item in value)
+        else:
+            items = [self.of(item) for item in value]
+        self._entered.discard(id(value))
+        return f"{type(value).__name__}({', '.join(items)})"
+
+    def _once(self, value: Any, describe: Callable[[Any], str]) -> str:
+        if id(value) in self._entered:
+            return f"again {value.__qualname__}"
+        self._entered.add(id(value))
+        return describe(value)
+
+    def _body(self, cls: type[Any]) -> str:
+        parts: list[str] = []
+        for base in cls.__mro__:
+            if base.__module__ != self._home:
+                parts.append(f"base {_path(base)}")
+                continue
+            for name, value in sorted(vars(base).items()):
+                # Of what Python itself keeps in a class, only methods say what the class does.
+                if not name.startswith("__") or isinstance(value, types.FunctionType | staticmethod | classmethod):
+                    parts.append(f"{name} = {self.of(value)}")
+        return f"class [{'; '.join(parts)}]"
+
+    def _function(self, function: types.FunctionType) -> str:
+        code = function.__code__
+        parts = [
+            self._code(code),
+            self.of(function.__defaults__),
+            self._items(sorted((function.__kwdefaults__ or {}).items())),
+        ]
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                parts.append(f"{name} = {self.of(cell.cell_contents)}")
+            except ValueError:  # not set yet
+                parts.append(f"{name} is empty")
+        for name in sorted(set(_names(code))):
+            if name in function.__globals__ and not name.startswith("__"):
+                parts.append(f"{name} = {self.of(function.__globals__[name])}")
+        return f"function [{'; '.join(parts)}]"
+
+    def _code(self, code: types.CodeType) -> str:
+        arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        return (
+            f"code {code.co_code.hex()} {code.co_exceptiontable.hex()} {code.co_names} {arguments} "
+            f"[{', '.join(self.of(constant) for constant in code.co_consts)}]"
+        )
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _inside(value: Any) -> tuple[Any, ...]:
+    """The functions inside what wraps functions."""
+    if isinstance(value, staticmethod | classmethod | types.MethodType):
+        return (value.__func__,)
+    if isinstance(value, property):
+        return value.fget, value.fset, value.fdel
+    if isinstance(value, functools.cached_property):
+        return (value.func,)
+    if isinstance(value, functools.partial):
+        return value.func, value.args, tuple(sorted(value.keywords.items()))
+    own = getattr(value, "__dict__", None)
+    wrapped = own.get("__wrapped__") if isinstance(own, dict) else None
+    return (wrapped,) if wrapped is not None else ()
+
+
+def _path(value: Any) -> str:
+    return f"{value.__module__}.{value.__qualname__}"
