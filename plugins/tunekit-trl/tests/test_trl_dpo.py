@@ -81,8 +81,11 @@ def encoded(rows: list[dict[str, Any]]) -> list[dict[str, list[int]]]:
 
 @pytest.mark.parametrize("lora", [None, LORA, LoraOptions(r=2, dora=True)], ids=["full", "lora", "dora"])
 def test_first_step_is_ln_2_with_zero_rewards(lora: LoraOptions | None, tmp_path: Path) -> None:
-    _, events, _ = run(tmp_path, lora=lora, max_steps=2)
+    model = driver.tiny_model(dropout=0.1)
+    _, events, ctx = run(tmp_path, model=model, lora=lora, max_steps=2)
     assert events.losses[0] == pytest.approx(LN2, abs=1e-6)
+    assert "0.1" in events.named("notice")[0]["message"]
+    assert {layer.self_attn.attention_dropout for layer in ctx.kept[0].model.model.layers} == {0.1}
     for name in ("chosen", "rejected", "margins"):
         assert values(events, f"rewards/{name}")[0] == pytest.approx(0, abs=1e-5)
     assert events.losses[1] != events.losses[0]

@@ -14,7 +14,7 @@ import torch
 from tunekit.errors import OptionsError
 from tunekit.plugins import hf
 
-__all__ = ["borrowed", "refuse_adapter_on_head"]
+__all__ = ["borrowed", "dropout_off", "dropout_rates", "refuse_adapter_on_head"]
 
 
 @contextmanager
@@ -66,6 +66,34 @@ def borrowed(model: Any, tokenizer: Any) -> Iterator[None]:
             tokenizer.pad_token = None
             for config, pad in pads:
                 config.pad_token_id = pad
+
+
+def dropout_rates(model: Any) -> set[float]:
+    """The rates of dropout above zero that training would apply, in layers and in functions."""
+    layers = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.p > 0}
+    return layers | {rate for _, _, rate in _functional_dropout(model)}
+
+
+@contextmanager
+def dropout_off(model: Any) -> Iterator[None]:
+    """Set the dropout that modules apply by a function to zero, as in the attention of Llama; TRL knows layers only."""
+    found = _functional_dropout(model)
+    try:
+        for module, name, _ in found:
+            setattr(module, name, 0.0)
+        yield
+    finally:
+        for module, name, rate in found:
+            setattr(module, name, rate)
+
+
+def _functional_dropout(model: Any) -> list[tuple[Any, str, float]]:
+    return [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if "dropout" in name and isinstance(value, float) and 0 < value < 1
+    ]
 
 
 def refuse_adapter_on_head(model: Any) -> None:

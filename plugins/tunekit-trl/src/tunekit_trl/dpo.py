@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from tunekit.errors import StepError
 from tunekit.plugins import Artifact, StepContext, hf
-from tunekit_trl.borrowed import borrowed, refuse_adapter_on_head
+from tunekit_trl.borrowed import borrowed, dropout_off, dropout_rates, refuse_adapter_on_head
 from tunekit_trl.measures import course
 from tunekit_trl.rows import encoder_for, pair_rows
 from tunekit_trl.sft import PROBES, pad_id
@@ -55,7 +55,7 @@ class DpoTrainer:
         model = ctx.adapter.attach(loaded.model, seed=ctx.seed) if ctx.adapter else loaded.model
         refuse_adapter_on_head(model)
         _tell_dropout(ctx, model)
-        with borrowed(model, tokenizer):
+        with borrowed(model, tokenizer), dropout_off(model):
             trainer = _trainer(ctx, model, tokenizer, rows)
             outcome = hf.train(ctx, trainer)
             measured: dict[str, Any] = course(trainer.state.log_history, _REWARDS)
@@ -208,7 +208,7 @@ def _trainer(ctx: StepContext, model: Any, tokenizer: Any, rows: Dataset) -> _Tr
 
 
 def _tell_dropout(ctx: StepContext, model: Any) -> None:
-    rates = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.p > 0}
+    rates = dropout_rates(model)
     if rates:
         ctx.notice(
             "dropout-off",

@@ -28,7 +28,8 @@ class TunekitCallback(TrainerCallback):
     - After each step: ``ctx.metrics`` (loss, learning_rate, grad_norm, epoch, tokens and what the trainer adds) and
       ``ctx.progress``.
     - A loss or gradient norm that is not finite raises ``StepError(code="nan-loss")`` before anything is saved.
-    - ``ctx.cancel`` is looked at after each optimizer step; a resumable checkpoint is written and training ends.
+    - ``ctx.cancel`` is looked at after each optimizer step, when observers have seen its loss; a resumable checkpoint
+      is written and training ends.
     - Each checkpoint is flushed to the disk and sealed; older ones are deleted only after that.
 
     Attributes:
@@ -68,10 +69,9 @@ class TunekitCallback(TrainerCallback):
             pause = time.monotonic() - self._save_ended
             if not _agreed(pause >= _SAVE_SHARE * self._save_took, everyone=True):
                 control.should_save = False
-        if _agreed(self.ctx.cancel.cancelled, everyone=False) and not last:
-            self.stopped = True
-            control.should_save = True
-            control.should_training_stop = True
+        # Where a loss is logged, that comes after this: an observer that cancels at a loss stops at that very step.
+        if not control.should_log:
+            self._look_at_cancel(state, control)
         if control.should_save or last:
             self._check_weights(kwargs.get("model"), state)
         self._save_began = time.monotonic()
@@ -88,12 +88,14 @@ class TunekitCallback(TrainerCallback):
                 if state.log_history:
                     # Kept in the checkpoint, so that totals are right after a resume.
                     state.log_history[-1]["tokens"] = self._targets
-        if not state.is_world_process_zero:
-            return
-        self.ctx.metrics(
-            state.global_step, {key: value for key, value in values.items() if math.isfinite(value) and key != "step"}
-        )
-        self.ctx.progress(state.global_step, state.max_steps, "steps")
+        if state.is_world_process_zero:
+            self.ctx.metrics(
+                state.global_step,
+                {key: value for key, value in values.items() if math.isfinite(value) and key != "step"},
+            )
+            self.ctx.progress(state.global_step, state.max_steps, "steps")
+        if "loss" in values and self._look_at_cancel(state, control):
+            self._check_weights(kwargs.get("model"), state)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir)
@@ -106,6 +108,14 @@ class TunekitCallback(TrainerCallback):
         self.last_checkpoint = path
         self._save_ended = time.monotonic()
         self._save_took = self._save_ended - self._save_began
+
+    def _look_at_cancel(self, state: Any, control: Any) -> bool:
+        if state.global_step >= state.max_steps or not _agreed(self.ctx.cancel.cancelled, everyone=False):
+            return False
+        self.stopped = True
+        control.should_save = True
+        control.should_training_stop = True
+        return True
 
     def _check_loss(self, args: Any, state: Any, values: Mapping[str, float]) -> None:
         if not math.isfinite(values["loss"]):
