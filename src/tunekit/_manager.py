@@ -216,6 +216,11 @@ class Hooks:
             known = known_modules.get(fallback) if inspect.ismodule(plugin) else None
             name, provider, version = known or (str(fallback), INLINE, "")
             self._admit(name, provider, version, functools.partial(_same, plugin))
+        # Of those that ask to be last pluggy calls the newest last. tunekit's own comes after a plugin's trylast.
+        core = self._loaded[0].carrier
+        own_name = pm.get_name(core)
+        pm.unregister(core)
+        pm.register(core, own_name)
 
         entries = self._collect()
         self._registry = Registry(tuple(entries), tuple(self._records))
