@@ -497,7 +497,8 @@ class Hooks:
     def _collect_decorated(self, record: PluginRecord, thing: Any, others: _Entries, mine: _Entries) -> None:
         for decoration in decorations(thing):
             spec = decoration.spec
-            problem = spec_problem(spec, type(spec), by_name=False)
+            at_hand = ("target", "options") if decoration.options else ("target",)
+            problem = spec_problem(spec, type(spec), objects=at_hand)
             if problem:
                 raise _Refused(f"{thing.__qualname__}: {problem}")
             version = code_version(thing, decoration) if record.provider == INLINE else record.version

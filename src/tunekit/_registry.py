@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import keyword
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -95,19 +96,18 @@ def spec_verb(spec: Spec) -> str:
     return spec.verb if isinstance(spec, StepSpec) else ""
 
 
-def spec_problem(spec: object, expected: type[Spec], *, by_name: bool = True) -> str:
+def spec_problem(spec: object, expected: type[Spec], *, objects: Collection[str] = ()) -> str:
     """What is wrong with a record that a registration hook returned; empty if nothing.
 
-    ``by_name``: whether target and options are imported by name, so that the names must have the form for it.
+    ``objects``: which of target and options are at hand, so that their names need not be import strings.
     """
     if not isinstance(spec, expected):
         return f"returned {spec!r}, which is no {expected.__name__}"
     if not isinstance(spec.name, str) or not NAME.fullmatch(spec.name):
         return f"the name {spec.name!r} is not made of lower case letters, digits, '-', '_' and '.'"
-    if by_name and (not isinstance(spec.target, str) or not TARGET.fullmatch(spec.target)):
+    if "target" not in objects and not _is_import_string(spec.target):
         return f"the target {spec.target!r} of {spec.name!r} is not of the form 'pkg.module:attribute'"
-    options = spec.options
-    if by_name and options is not None and (not isinstance(options, str) or not TARGET.fullmatch(options)):
+    if "options" not in objects and spec.options is not None and not _is_import_string(spec.options):
         return f"the options {spec.options!r} of {spec.name!r} are not of the form 'pkg.module:attribute'"
     for name in _tuple_fields(type(spec)):
         value = getattr(spec, name)
@@ -127,8 +127,12 @@ def spec_problem(spec: object, expected: type[Spec], *, by_name: bool = True) ->
     return ""
 
 
+def _is_import_string(value: object) -> bool:
+    return isinstance(value, str) and TARGET.fullmatch(value) is not None
+
+
 @functools.cache
-def _tuple_fields(spec: type[Spec]) -> tuple[str, ...]:
+def _tuple_fields(spec: Any) -> tuple[str, ...]:
     return tuple(item.name for item in fields(spec) if item.type == "tuple[str, ...]")
 
 

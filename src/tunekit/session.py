@@ -157,7 +157,7 @@ class Session:
                 code="bad-options-model",
                 found=f"{options}: {model!r}",
             )
-        return model  # type: ignore[no-any-return]
+        return model
 
     def parse_options(self, component: ComponentRef, values: Mapping[str, Any]) -> Any:
         """An instance of a component's options model, or None if it has none.
