@@ -40,6 +40,7 @@ HEAVY = (
     "pandas",
     "scipy",
     "sklearn",
+    "sympy",
     "tensorflow",
     "jax",
 )
