@@ -161,6 +161,62 @@ print(json.dumps([states, found, "acme_crash_plugin" in sys.modules]))
     assert found[1] == "acme-rl/twice" and found[2] is False
 
 
+def test_only_listed_plugins_are_loaded(site: Path) -> None:
+    """The list goes by distribution: a plugin that gives its entry point the name of another is not let in."""
+    install(site, "sly-rl", "1.0", GOOD.format(name="sly", module="x"), point="acme-rl")
+    states, modules, unknown = run(
+        site,
+        PRELUDE
+        + """
+states = {r.provider: [r.state, r.reason] for r in session.plugins()}
+try:
+    session.registry.find("trainer", "sly", "align")
+except UnknownNameError as error:
+    unknown = str(error)
+print(json.dumps([states, sorted(m for m in sys.modules if m.endswith("_plugin")), unknown]))
+""",
+        TUNEKIT_ALLOW_PLUGINS="Acme_RL",
+    )
+    assert states.pop("tunekit") == ["loaded", ""] and states.pop("acme-rl") == ["loaded", ""]
+    assert len(states) >= 11 and set(map(tuple, states.values())) == {
+        ("disabled", "not listed in TUNEKIT_ALLOW_PLUGINS")
+    }
+    assert modules == ["acme_rl_plugin", "tunekit._core_plugin"]
+    assert "plugin sly-rl 1.0 is disabled: not listed in TUNEKIT_ALLOW_PLUGINS" in unknown
+
+
+def test_a_failed_import_leaves_nothing_behind(site: Path) -> None:
+    """A package imports a part of its own and one of others, then fails: its own part must not stay without it."""
+    package = site / "acme_half"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "import acme_shared, acme_half.part\nif not acme_shared.READY: raise RuntimeError('not ready')\n"
+    )
+    (package / "part.py").write_text("STATE = []\n")
+    (package / "plugin.py").write_text(GOOD.format(name="half", module="x"))
+    (site / "acme_shared.py").write_text("READY = False\n")
+    install(site, "acme-half", "1.0", "")
+    (site / "acme_half-1.0.dist-info" / "entry_points.txt").write_text("[tunekit]\nacme-half = acme_half.plugin\n")
+    first, second = run(
+        site,
+        PRELUDE
+        + """
+from tunekit import Session
+def look(session):
+    (record,) = [r for r in session.plugins() if r.provider == "acme-half"]
+    return [record.state, record.reason, sorted(m for m in sys.modules if m.startswith(("acme_half", "acme_shared")))]
+first = look(session)
+sys.modules["acme_shared"].READY = True
+second = look(Session())
+import acme_half
+assert acme_half.part is sys.modules["acme_half.part"]
+print(json.dumps([first, second]))
+""",
+    )
+    assert first == ["broken", "RuntimeError: not ready", ["acme_shared"]]
+    assert second == ["loaded", "", ["acme_half", "acme_half.part", "acme_half.plugin", "acme_shared"]]
+
+
 def test_a_damaged_metadata_folder(site: Path) -> None:
     (site / "acme_rl-2.0.dist-info" / "METADATA").write_bytes(b"\xff\x00")
     states = run(site, PRELUDE + "print(json.dumps(sorted(r.state for r in session.plugins())))")

@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -100,7 +101,9 @@ def test_objects_are_plugins_too() -> None:
         (trainer(target="os:system()"), "pkg.module:attribute"),
         (trainer(options="x"), "pkg.module:attribute"),
         (trainer(stage="allign"), "did you mean 'align'"),
-        (trainer(requires="trl"), "requires"),
+        (trainer(requires="trl"), "requires of 'mine' is 'trl', not a tuple of strings; write ('trl',)"),
+        (trainer(data="preference"), "write ('preference',)"),
+        (trainer(data=(1,)), "data of 'mine' is (1,), not a tuple of strings"),
         (StepSpec(name="a", target="a:b"), "no TrainerSpec"),
         ("mine", "no TrainerSpec"),
         (None, "no TrainerSpec"),
@@ -234,6 +237,132 @@ def test_observers_are_isolated_and_reported_once(caplog: pytest.LogCaptureFixtu
     for number in range(3):
         one.hooks.event(RunFinished(run_id="r", seq=number, time=0.0, status="finished", seconds=1.0))
     assert len(seen) == 3 and len(caplog.records) == 1
+
+
+def wrapper(function: Any) -> Any:
+    return hookimpl(wrapper=True)(function)
+
+
+def before(ref: str) -> Any:
+    raise RuntimeError("before")
+    yield
+
+
+def after(ref: str) -> Any:
+    yield
+    raise RuntimeError("after")
+
+
+def leaving(ref: str) -> Any:
+    yield
+    raise SystemExit(3)
+
+
+def twice(ref: str) -> Any:
+    yield
+    yield
+
+
+@pytest.mark.parametrize("bad", [before, after, leaving, twice])
+def test_a_wrapper_that_fails_is_as_good_as_not_there(bad: Any, caplog: pytest.LogCaptureFixture) -> None:
+    one = session(plugin(tunekit_resolve_model=lambda ref: f"found {ref}"), plugin(tunekit_resolve_model=wrapper(bad)))
+    for _ in range(2):
+        assert one.hooks.resolve_model("x") == "found x"
+    assert len(caplog.records) == 1 and "tunekit_resolve_model" in caplog.text
+
+
+def test_old_wrappers_are_guarded_too(caplog: pytest.LogCaptureFixture) -> None:
+    def changes(ref: str) -> Any:
+        outcome = yield
+        outcome.force_result(f"{outcome.get_result()}, changed")
+
+    found = plugin(tunekit_resolve_model=lambda ref: f"found {ref}")
+    for bad in (before, after, twice):
+        one = session(
+            found,
+            plugin(tunekit_resolve_model=hookimpl(hookwrapper=True)(changes)),
+            plugin(tunekit_resolve_model=hookimpl(hookwrapper=True)(bad)),
+        )
+        caplog.clear()
+        assert one.hooks.resolve_model("x") == "found x, changed"
+        assert len(caplog.records) == 1
+
+
+def test_wrappers_work() -> None:
+    def changes(ref: str) -> Any:
+        try:
+            answer = yield
+        except OptionsError:
+            return "mended"
+        return f"{answer}, changed"
+
+    def refuse(ref: str) -> None:
+        raise OptionsError("this folder is damaged")
+
+    def passes(ref: str) -> Any:
+        return (yield)
+
+    good = plugin(tunekit_resolve_model=lambda ref: f"found {ref}")
+    assert session(good, plugin(tunekit_resolve_model=wrapper(changes))).hooks.resolve_model("x") == "found x, changed"
+    bad = plugin(tunekit_resolve_model=refuse)
+    assert session(bad, plugin(tunekit_resolve_model=wrapper(changes))).hooks.resolve_model("x") == "mended"
+    with pytest.raises(OptionsError, match="damaged"):
+        session(bad, plugin(tunekit_resolve_model=wrapper(passes))).hooks.resolve_model("x")
+
+
+def test_a_wrapper_of_a_check_that_returns_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def forgets(plan: Plan) -> Any:
+        yield
+
+    def adds(plan: Plan) -> Any:
+        answers = yield
+        return [*answers, [Finding(level="note", step=None, code="more", message="m")]]
+
+    note = plugin(tunekit_check_plan=lambda plan: [Finding(level="note", step=None, code="c", message="m")])
+    one = session(note, plugin(tunekit_check_plan=wrapper(adds)), plugin(tunekit_check_plan=wrapper(forgets)))
+    assert [finding.code for finding in one.hooks.check_plan(Plan())] == ["c", "more"]
+    assert len(caplog.records) == 1 and "NoneType" in caplog.text
+
+
+def test_a_wrapper_of_events_cannot_stop_a_run(caplog: pytest.LogCaptureFixture) -> None:
+    def bad(event: Event) -> Any:
+        yield
+        raise RuntimeError("down")
+
+    seen: list[Event] = []
+    one = session(plugin(tunekit_event=lambda event: seen.append(event)), plugin(tunekit_event=wrapper(bad)))
+    for number in range(2):
+        one.hooks.event(RunFinished(run_id="r", seq=number, time=0.0, status="finished", seconds=1.0))
+    assert len(seen) == 2 and len(caplog.records) == 1
+
+
+def test_a_plugin_that_leaves_while_it_is_asked(caplog: pytest.LogCaptureFixture) -> None:
+    def trainers() -> list[Spec]:
+        raise SystemExit(3)
+
+    def lazily() -> Iterator[Spec]:
+        yield trainer()
+        raise SystemExit(4)
+
+    for hook in (trainers, lazily):
+        one = session(plugin(tunekit_trainers=hook), plugin(tunekit_trainers=lambda: [trainer("good")]))
+        assert [r.state for r in one.plugins()] == ["loaded", "broken", "loaded"]
+        assert one.registry.names("trainer", "align") == ("good",) and "SystemExit" in one.plugins()[1].reason
+
+
+def test_the_plugin_that_is_broken_is_the_one_that_is_recorded() -> None:
+    """Two of one name, and the second is at fault."""
+    good, bad = plugin(tunekit_trainers=lambda: [trainer()]), plugin(tunekit_trainers=lambda: [trainer("BAD")])
+    assert [record.state for record in session(good, bad).plugins()] == ["loaded", "loaded", "broken"]
+    assert [record.state for record in session(bad, good).plugins()] == ["loaded", "broken", "loaded"]
+
+
+def test_handing_in_a_plugin_twice_is_handing_it_in_once() -> None:
+    seen: list[Event] = []
+    mine = plugin(tunekit_trainers=lambda: [trainer()], tunekit_event=lambda event: seen.append(event))
+    one = session(mine, mine)
+    one.hooks.event(RunFinished(run_id="r", seq=0, time=0.0, status="finished", seconds=1.0))
+    assert [record.state for record in one.plugins()] == ["loaded", "loaded"] and len(seen) == 1
 
 
 def test_check_hooks_that_fail_become_warnings() -> None:
@@ -465,3 +594,25 @@ def test_settings_from_the_environment() -> None:
     assert settings.disabled_plugins == ("Acme_RL", "other")
     assert settings.disables("acme-rl") and settings.disables("x", "Other") and not settings.disables("acme")
     assert Settings.from_env({}) == Settings()
+
+
+def test_allowed_plugins() -> None:
+    assert Settings().allows("anything") and Settings.from_env({}).allowed_plugins is None
+    listed = Settings.from_env({"TUNEKIT_ALLOW_PLUGINS": "Acme_RL, tunekit-trl", "TUNEKIT_DISABLE_PLUGINS": "dpo"})
+    assert listed.allowed_plugins == ("Acme_RL", "tunekit-trl")
+    assert listed.refusal("x", "acme-rl") == "" and listed.refusal("acme-rl", "tunekit-trl") == ""
+    assert listed.refusal("acme-rl", "other") == "not listed in TUNEKIT_ALLOW_PLUGINS", "any may call itself acme-rl"
+    assert listed.refusal("dpo", "acme-rl") == "listed in TUNEKIT_DISABLE_PLUGINS"
+    assert Settings.from_env({"TUNEKIT_ALLOW_PLUGINS": ""}).refusal("x", "y") == "not listed in TUNEKIT_ALLOW_PLUGINS"
+    own = Settings(allowed_plugins=("a",), disabled_plugins=("b",))
+    assert own.refusal("x", "y") == "not listed in Settings.allowed_plugins"
+    assert own.refusal("x", "b") == "listed in Settings.disabled_plugins"
+
+
+def test_what_is_handed_in_is_always_allowed() -> None:
+    one = Session(
+        plugins=[plugin(tunekit_trainers=lambda: [trainer()])], settings=Settings(allowed_plugins=("acme-rl",))
+    )
+    assert {record.name for record in one.plugins() if record.state == "loaded"} == {"tunekit", "acme"}
+    with pytest.raises(UnknownNameError, match=r"tunekit-trl 0.1.0 is disabled: not listed in Settings.allowed"):
+        one.registry.find("trainer", "dpo", "align")

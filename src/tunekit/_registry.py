@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import keyword
 import re
 from collections.abc import Collection
@@ -131,9 +130,13 @@ def _is_import_string(value: object) -> bool:
     return isinstance(value, str) and TARGET.fullmatch(value) is not None
 
 
-@functools.cache
-def _tuple_fields(spec: Any) -> tuple[str, ...]:
-    return tuple(item.name for item in fields(spec) if item.type == "tuple[str, ...]")
+_TUPLE_FIELDS: dict[type[Spec], tuple[str, ...]] = {}
+
+
+def _tuple_fields(spec: type[Spec]) -> tuple[str, ...]:
+    if spec not in _TUPLE_FIELDS:
+        _TUPLE_FIELDS[spec] = tuple(item.name for item in fields(spec) if item.type == "tuple[str, ...]")
+    return _TUPLE_FIELDS[spec]
 
 
 def _format_problem(spec: DataFormatSpec) -> str:
