@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 import toy_plugin
 
+import tunekit.plugins
 from tunekit._provenance import Provenance, package_digest
 from tunekit.events import Event, Notice
 from tunekit.pipeline import Pipeline
 from tunekit.plan import ComponentRef
-from tunekit.plugins import BenchmarkSpec, StepSpec, hookimpl
+from tunekit.plugins import AdapterSpec, BenchmarkSpec, StepSpec, hookimpl
 from tunekit.session import Session
 
 TEXT = [{"text": "one two three"}, {"text": "four"}]
@@ -210,20 +211,35 @@ def test_an_editable_installation_is_marked(site: Path, tmp_path: Path) -> None:
 
 def test_every_kind_of_component_is_there(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"text": "one"}\n')
+    rows.write_text('{"loud": "ONE"}\n')
+    toy_plugin.write_model(tmp_path / "base", 3.0)
+
+    @tunekit.plugins.data_format(name="loud", schema="text", columns=("loud",))
+    def loud(row: Any) -> Any:
+        return {"text": row["loud"].lower()}
+
+    @tunekit.plugins.model(name="toy-base")
+    def toy_base() -> Any:
+        return toy_plugin.ToySource(str(tmp_path / "base"))
 
     class Sets:
         @hookimpl
         def tunekit_benchmarks(self) -> list[BenchmarkSpec]:
             return [BenchmarkSpec(name="more", target="toy_plugin:ToyBench", sample=True)]
 
-    session = Session(plugins=[toy_plugin, Sets()], autoload=False)
-    chain = Pipeline(session=session).pretrain(data=str(rows)).sft(limit=3).evaluate(["toybench", "more"]).track("toy")
-    chain.run(workdir=tmp_path / "w")
+        @hookimpl
+        def tunekit_adapters(self) -> list[AdapterSpec]:
+            return [AdapterSpec(name="small", target="toy_plugin:ToyAdapter")]
+
+    session = Session(plugins=[toy_plugin, Sets(), loud, toy_base], autoload=False)
+    chain = Pipeline(model="toy-base", session=session).sft(data=str(rows), name="first").sft(limit=3, adapter="small")
+    chain.evaluate(["toybench", "more"]).track("toy").run(workdir=tmp_path / "w")
     manifest = manifest_of(tmp_path / "w")
     assert [(item["kind"], item["id"], item["stage"]) for item in manifest["components"]] == [
-        ("trainer", "inline/causal", "pretrain"),
+        ("model", "inline/toy-base", ""),
         ("trainer", "inline/sft", "sft"),
+        ("format", "inline/loud", ""),
+        ("adapter", "inline/small", ""),
         ("dataset", "tunekit/stdlib-text", ""),
         ("step", "inline/evaluate", ""),
         ("benchmark", "inline/toybench", ""),
@@ -231,14 +247,17 @@ def test_every_kind_of_component_is_there(tmp_path: Path) -> None:
         ("tracker", "inline/toy", ""),
     ]
     toy = Path(toy_plugin.__file__)
-    assert {item["sha256"] for item in manifest["components"] if item["distribution"] == "inline"} == {
-        hashlib.sha256(toy.read_bytes()).hexdigest()
-    }
+    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (toy, Path(__file__))]
+    for item in manifest["components"]:
+        if item["distribution"] == "inline":
+            assert item["sha256"] == hashes[item["kind"] in ("model", "format")]
     assert component(manifest, "inline/sft")["file"] == "toy_plugin.py"
     assert component(manifest, "inline/sft")["package_sha256"] == package_digest(toy, toy.parent)
     core = component(manifest, "tunekit/stdlib-text")
     assert core["distribution"] == "tunekit" and core["file"] == "tunekit/_embedded/stdlib.py"
     assert core["version"] == importlib.metadata.version("tunekit")
+    result = json.loads((tmp_path / "w" / "02-sft" / "result.json").read_text())
+    assert [item["id"] for item in result["code"]] == ["inline/sft", "inline/small"]
     result = json.loads((tmp_path / "w" / "03-evaluate" / "result.json").read_text())
     assert [item["id"] for item in result["code"]] == ["inline/evaluate", "inline/toybench", "inline/more"]
 
@@ -339,6 +358,46 @@ def test_only_what_is_known_on_both_sides_can_have_changed(tmp_path: Path) -> No
         assert result.steps[0].reused and len(changed) == expected, code
         if changed:
             assert f"delete {tmp_path / 'w' / '01-pretrain'} or use another workdir" in changed[0].message
+
+
+SCRIPT = """
+import sys
+import toy_plugin
+import tunekit.plugins
+from tunekit import Pipeline, Session
+
+@tunekit.plugins.step(name="stamp", makes="report", verb="stamp")
+class Stamp:
+    def run(self, ctx):
+        return tunekit.plugins.Artifact(kind="report", details={"text": "one"})
+
+session = Session(plugins=[toy_plugin, Stamp], autoload=False)
+result = Pipeline(model=sys.argv[2], session=session).stamp().run(workdir=sys.argv[1])
+print(result.steps[0].reused, result.steps[0].artifact.details["text"], len(result.notices))
+"""
+
+
+def test_edits_around_a_decorated_component_are_no_change_of_it(tmp_path: Path) -> None:
+    """Its version is the hash of its code, so that a changed one is run again, and another one is not."""
+    toy_plugin.write_model(tmp_path / "base", 3.0)
+    script = tmp_path / "script.py"
+
+    def answer(source: str) -> str:
+        script.write_text(source)
+        done = subprocess.run(
+            [sys.executable, script, tmp_path / "w", tmp_path / "base"],
+            env={**os.environ, "PYTHONPATH": str(Path(toy_plugin.__file__).parent)},
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert answer(SCRIPT) == "False one 0"
+    found = component(manifest_of(tmp_path / "w"), "inline/stamp")
+    assert found["version"].startswith("code-") and found["file"] == "script.py"
+    assert found["sha256"] == hashlib.sha256(SCRIPT.encode()).hexdigest()
+    assert answer(SCRIPT + "\nother = 1\n") == "True one 0"
+    assert answer(SCRIPT.replace('"one"', '"two"')) == "False two 0"
 
 
 def test_a_component_without_a_file_is_known_by_its_source(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,8 @@ class Provenance:
     def changed(self, step: ResolvedStep, recorded: object) -> list[ComponentRef]:
         """The components of ``step`` whose code is not the one that ``recorded``, an earlier :meth:`code`, tells of.
 
-        What is unknown on either side does not count.
+        What is unknown on either side does not count, nor does a component whose version is the hash of its code: that
+        is why it is the same step, however the file around it was edited.
         """
         if not isinstance(recorded, list):
             return []
@@ -63,7 +64,8 @@ class Provenance:
         return [
             component
             for component in _of_step(step)
-            if (old := before.get((component.kind, component.id)))
+            if not (component.provider == "inline" and component.version)
+            and (old := before.get((component.kind, component.id)))
             and (new := now.get((component.kind, component.id)))
             and old != new
         ]

@@ -128,6 +128,18 @@ class ToyTrainer:
         )
 
 
+class ToyAdapter:
+    """An adapter in name only; the toy trainer does not look at it."""
+
+    def __init__(self, options: Any) -> None:
+        pass
+
+    def attach(self, model: Any, *, seed: int = 0) -> Any:
+        raise NotImplementedError
+
+    save = merge = detached = attach
+
+
 class ToyQuantizer:
     def run(self, ctx: StepContext) -> Artifact:
         RUNS.append(ctx.step.name)
