@@ -49,6 +49,7 @@ def gap_problem(owner: str, gaps: Mapping[str, Gap], tests: Iterable[str]) -> st
             close = nearest(name, known, limit=1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; its tests: {', '.join(known)}"
             return f"{owner}.gaps names {name!r}, which is no test of it{hint}"
-        if not isinstance(gap, Gap):
+        found: object = gap
+        if not isinstance(found, Gap):
             return f"{owner}.gaps[{name!r}] is {gap!r}, not a Gap(reason, raises=...)"
     return ""

@@ -13,7 +13,6 @@ import os
 import sys
 import tempfile
 import traceback
-import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,15 +108,14 @@ def _captured(into: list[str]) -> Iterator[None]:
 
 
 def _functions(plugin: Any) -> list[tuple[str, Any]]:
-    names = vars(plugin) if inspect.ismodule(plugin) else dir(plugin)
-    found = []
-    for name in sorted(names):
-        value = inspect.getattr_static(plugin, name, None)
-        if inspect.isfunction(value) or isinstance(value, staticmethod | classmethod | types.MethodType):
-            function = getattr(plugin, name)
-            if name.startswith("tunekit_") or isinstance(getattr(function, "tunekit_impl", None), dict):
-                found.append((name, function))
-    return found
+    """Functions that are hooks, or are called like one."""
+    from tunekit._loading import functions_in
+
+    return [
+        (name, function)
+        for name, function in functions_in(plugin)
+        if name.startswith("tunekit_") or isinstance(getattr(function, "tunekit_impl", None), dict)
+    ]
 
 
 def _hook(name: str, function: Any) -> dict[str, Any]:
@@ -140,30 +138,39 @@ def _hook(name: str, function: Any) -> dict[str, Any]:
 
 
 def _specs(plugin: Any) -> tuple[list[dict[str, Any]], list[str]]:
-    """The specs that the registration hooks return, whether or not a session would take the plugin."""
+    """The specs of registration hooks and decorators, whether or not a session would take the plugin."""
+    from tunekit._loading import decorated_in
     from tunekit._manager import REGISTRATION
     from tunekit._registry import spec_problem
+    from tunekit.plugins.decorators import decorations
 
     specs: list[dict[str, Any]] = []
     errors: list[str] = []
+
+    def take(spec: Any, expected: type[Any], where: str, at_hand: tuple[str, ...] = ()) -> None:
+        problem = spec_problem(spec, expected, objects=at_hand)
+        if problem:
+            errors.append(f"{where}: {problem}")
+        if dataclasses.is_dataclass(spec) and isinstance(spec, expected):
+            data = {field.name: _plain(getattr(spec, field.name)) for field in dataclasses.fields(spec)}
+            specs.append({"kind": expected.kind, **data})
+
     for name, function in _functions(plugin):
         opts = getattr(function, "tunekit_impl", None)
         hook = (opts.get("specname") if isinstance(opts, dict) else None) or name
-        expected = REGISTRATION.get(hook)
-        if expected is None or not isinstance(opts, dict):
+        if hook not in REGISTRATION or not isinstance(opts, dict):
             continue
         try:
             answer = list(function())
-        except Exception as error:  # noqa: BLE001
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             errors.append(f"{hook} failed: {type(error).__name__}: {error}")
             continue
         for spec in answer:
-            problem = spec_problem(spec, expected)
-            if problem:
-                errors.append(f"{hook}: {problem}")
-            if dataclasses.is_dataclass(spec) and isinstance(spec, expected):
-                data = {field.name: _plain(getattr(spec, field.name)) for field in dataclasses.fields(spec)}
-                specs.append({"kind": spec.kind, "hook": hook, **data})
+            take(spec, REGISTRATION[hook], hook)
+    for thing in decorated_in(plugin, own=True):
+        for decoration in decorations(thing):
+            at_hand = ("target", "options") if decoration.options else ("target",)
+            take(decoration.spec, type(decoration.spec), thing.__qualname__, at_hand)
     return specs, errors
 
 
@@ -235,7 +242,7 @@ def _round_trip(model: Any) -> str:
 
     required = {name for name, field in model.model_fields.items() if field.is_required()}
     made = model.model_construct()
-    data = {}
+    data: dict[str, Any] = {}
     for name in model.model_fields:
         if name in required:
             continue

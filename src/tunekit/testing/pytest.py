@@ -47,7 +47,7 @@ def pytest_pycollect_makeitem(collector: Any, name: str, obj: object) -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Turn a gap into a strict expected failure."""
     owner = getattr(item, "cls", None)
-    if not _is_suite(owner):
+    if owner is None or not _is_suite(owner):
         return
     gap = owner.gaps.get(item.name) or owner.gaps.get(getattr(item, "originalname", item.name))
     if gap is not None:
