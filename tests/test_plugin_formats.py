@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -196,6 +198,18 @@ def test_failures_name_file_row_field_and_reason(
         assert caught.value.__cause__ is bad, "the traceback of the plugin is kept"
     skipped = one.resolve_dataset(file, on_bad_row="skip")
     assert len(skipped) == 5 and [row for row, _ in skipped.bad_rows] == [6]
+
+
+def test_problems_of_rows_cross_processes() -> None:
+    problem = pickle.loads(pickle.dumps(RowProblem("reply", "is odd", "mend it")))
+    assert (problem.field, problem.reason, problem.fix) == ("reply", "is odd", "mend it")
+    assert problem.text() == "field 'reply' is odd"
+
+
+def test_formats_without_a_session_are_guarded_too() -> None:
+    bad = dataclasses.replace(form("acme-data"), convert=lambda row: row["rpely"])
+    with pytest.raises(DataError, match="row 1: field 'rpely' is missing"):
+        load_dataset(ROWS, formats=[bad]).peek()
 
 
 def test_what_comes_out_is_checked(converts: Install) -> None:

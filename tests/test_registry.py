@@ -15,7 +15,7 @@ from tunekit.errors import MissingDependencyError, OptionsError, PluginError, Un
 from tunekit.events import Event, RunFinished
 from tunekit.plan import Plan
 from tunekit.plugins import DatasetSpec, Finding, ModelSpec, Spec, StepSpec, TrackerSpec, TrainerSpec, hookimpl
-from tunekit.plugins.specs import AdapterSpec
+from tunekit.plugins.specs import AdapterSpec, BenchmarkSpec
 from tunekit.session import Session
 from tunekit.settings import Settings
 
@@ -116,6 +116,18 @@ def test_specs_are_looked_at_before_they_count(spec: object, says: str) -> None:
     assert states[0][0] == "broken" and says in states[0][1]
     assert states[1] == ("loaded", "")
     assert one.registry.names("trainer", "align") == ("good",)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        (StepSpec(name="a", target="a:b", makes="modle"), "makes of 'a' is 'modle', none of model, report"),
+        (BenchmarkSpec(name="a", target="a:b", needs="logits"), "needs of 'a' is 'logits', none of loglikelihood, gen"),
+    ],
+)
+def test_fields_with_few_values(spec: Spec, says: str) -> None:
+    one = session(plugin(**{f"tunekit_{spec.kind}s": lambda: [spec]}))
+    assert record_of(one).state == "broken" and says in record_of(one).reason
 
 
 def test_a_step_may_not_take_a_name_of_tunekit() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tunekit.errors import AmbiguousNameError, UnknownNameError, nearest
 from tunekit.plan import PIPELINE_NAMES, TRAINING_KINDS, ComponentRef
-from tunekit.plugins.specs import DataFormatSpec, Spec, StepSpec, TrainerSpec
+from tunekit.plugins.specs import BenchmarkSpec, DataFormatSpec, Spec, StepSpec, TrainerSpec
 from tunekit.settings import canonical_name
 
 __all__ = ["Entry", "PluginRecord", "Registry", "entry_key", "spec_problem", "spec_stage", "spec_verb"]
@@ -32,6 +32,12 @@ WORDS = {
     "format": ("data format", 'format="{}"'),
     "step": ("step", 'step("{}")'),
 }
+
+CHOICES: tuple[tuple[type[Spec], str, tuple[str, ...]], ...] = (
+    (StepSpec, "makes", ("model", "report")),
+    (BenchmarkSpec, "needs", ("loglikelihood", "generation")),
+)
+"""Fields with few values: the spec, its field, and what it may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +123,9 @@ def spec_problem(spec: object, expected: type[Spec], *, objects: Collection[str]
         close = nearest(str(spec.stage), TRAINING_KINDS, limit=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return f"the stage {spec.stage!r} of {spec.name!r} is none of {', '.join(TRAINING_KINDS)}{hint}"
+    for kind, name, allowed in CHOICES:
+        if isinstance(spec, kind) and getattr(spec, name) not in allowed:
+            return f"{name} of {spec.name!r} is {getattr(spec, name)!r}, none of {', '.join(allowed)}"
     if spec.kind == "step" and spec.name in (*TRAINING_KINDS, "quantize", "export"):
         return f"the step name {spec.name!r} belongs to tunekit"
     if isinstance(spec, StepSpec) and spec.verb != "":

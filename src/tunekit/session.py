@@ -191,7 +191,7 @@ class Session:
             raise
         except ImportError as error:
             raise self._import_error(component, target, error) from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"The {what} of {component.id} {component.version} cannot be imported.",
                 code="bad-target",
@@ -382,29 +382,13 @@ class Session:
         return tuple(found)
 
     def _converter(self, component: ComponentRef) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        from tunekit.data.rows import RowProblem, kind_of
-
-        target: Callable[[Mapping[str, Any]], Any] | None = None
+        target: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
         def convert(row: dict[str, Any]) -> dict[str, Any]:
             nonlocal target
             if target is None:
                 target = self.load(component)
-            try:
-                made = target(row)
-            except (RowProblem, TunekitError):
-                raise
-            except KeyError as error:
-                missing = error.args[0] if error.args else None
-                if isinstance(missing, str) and missing not in row:
-                    raise RowProblem(missing, "is missing") from error
-                raise RowProblem("", f"cannot be converted by {component.id}: KeyError: {error}") from error
-            except Exception as error:
-                what = f"{type(error).__name__}: {error}"
-                raise RowProblem("", f"cannot be converted by {component.id}: {what}") from error
-            if not isinstance(made, Mapping):
-                raise RowProblem("", f"became {kind_of(made)} in {component.id}, not an object with named fields")
-            return dict(made)
+            return target(row)
 
         return convert
 

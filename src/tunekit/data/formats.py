@@ -11,9 +11,10 @@ from typing import Any
 from tunekit.data.messages import is_messages, normalize_messages
 from tunekit.data.readers import TEXT_RULES
 from tunekit.data.rows import RowProblem, clean_text, kind_of
+from tunekit.errors import TunekitError
 from tunekit.settings import canonical_name
 
-__all__ = ["FORMATS", "FORMAT_NAMES", "Format", "by_name", "detect", "unsupported"]
+__all__ = ["FORMATS", "FORMAT_NAMES", "Format", "by_name", "detect", "guarded", "unsupported"]
 
 Row = dict[str, Any]
 
@@ -30,7 +31,8 @@ class Format:
     optional: tuple[str, ...] = ()
     """Columns that are used when they are there."""
     convert: Callable[[Row], Row]
-    """A raw row as a row of the schema, not yet validated. Raises RowProblem."""
+    """A raw row as a row of the schema, not yet validated. Raises RowProblem; of a plugin's format also anything else.
+    """
     without: tuple[str, ...] = ()
     """Columns that mean the data say more than this format takes from them: no detection then."""
     looks: Callable[[Row], bool] = lambda row: True
@@ -410,6 +412,28 @@ def detect(columns: Sequence[str], sample: Row, formats: Sequence[Format] = FORM
         for form in formats
         if there.issuperset(form.columns) and not there.intersection(form.without) and form.looks(sample)
     ]
+
+
+def guarded(form: Format) -> Callable[[Row], Row]:
+    """The conversion of a plugin's format, where whatever goes wrong in it is a problem of the row at hand."""
+
+    def convert(row: Row) -> Row:
+        try:
+            made: Any = form.convert(row)
+        except (RowProblem, TunekitError):
+            raise
+        except KeyError as error:
+            missing = error.args[0] if error.args else None
+            if isinstance(missing, str) and missing not in row:
+                raise RowProblem(missing, "is missing") from error
+            raise RowProblem("", f"cannot be converted by {form.id}: KeyError: {error}") from error
+        except Exception as error:
+            raise RowProblem("", f"cannot be converted by {form.id}: {type(error).__name__}: {error}") from error
+        if not isinstance(made, Mapping):
+            raise RowProblem("", f"became {kind_of(made)} in {form.id}, not an object with named fields")
+        return dict(made)
+
+    return convert
 
 
 def unsupported(columns: Sequence[str], sample: Row) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.data.dataset import Dataset, canonical_converter, empty_error
-from tunekit.data.formats import FORMAT_NAMES, FORMATS, Format, by_name, detect, unsupported
+from tunekit.data.formats import FORMAT_NAMES, FORMATS, Format, by_name, detect, guarded, unsupported
 from tunekit.data.objects import object_source
 from tunekit.data.readers import SUFFIXES, TEXT_RULES, FileSource, file_kind
 from tunekit.data.rows import RawRow, Source, row_error
@@ -71,7 +71,8 @@ def load_dataset(
     head = _head(source)
     form, renamed = _format_of(source, head, accepts, wanted, dict(columns or {}), formats)
     schema, change = _shape(source, form, tuple(accepts))
-    convert = canonical_converter(_renaming(form.convert, renamed), form.schema, change)
+    own = guarded(form) if form.provider else form.convert
+    convert = canonical_converter(_renaming(own, renamed), form.schema, change)
     return Dataset(
         source,
         schema=schema,

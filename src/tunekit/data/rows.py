@@ -27,6 +27,9 @@ class RowProblem(Exception):
         self.reason = reason
         self.fix = fix
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.field, self.reason, self.fix)
+
     def text(self) -> str:
         """Field and reason in words."""
         return f"field {self.field!r} {self.reason}" if self.field else self.reason
