@@ -101,7 +101,8 @@ def describe(package: griffe.Object, facade: str) -> list[str]:
 def describe_records(package: griffe.Object) -> list[str]:
     """One entry per member of the types in ``RECORDS``."""
     entries: list[str] = []
-    for path in RECORDS:
+    exported = {thing.path for facade in FACADES for thing in public_objects(package, facade).values()}
+    for path in sorted(set(RECORDS) - exported):
         entries += _describe(path.rpartition(".")[2], final(package[path.partition(".")[2]]), set())
     return entries
 

@@ -14,6 +14,7 @@ import pytest
 
 import tunekit.plugins
 import tunekit.plugins.hf
+import tunekit.testing
 from tunekit import events
 from tunekit._deprecated import DEPRECATIONS
 from tunekit._manager import REGISTRATION
@@ -170,3 +171,37 @@ def test_the_policy_lists_what_is_deprecated() -> None:
     """Its last section, from the one module that has the records."""
     listed = STABILITY.read_text(encoding="utf-8").partition("## Deprecated now\n")[2].strip()
     assert listed == ("\n".join(f"- {item}." for item in DEPRECATIONS) or "Nothing.")
+
+
+def test_every_name_of_the_kit_stands_on_its_page() -> None:
+    text = (ROOT / "docs" / "how-to" / "test-your-plugin.md").read_text(encoding="utf-8")
+    missing = [name for name in tunekit.testing.__all__ if not re.search(rf"`{name}`", text)]
+    assert not missing
+
+
+PLUGIN_PAGES = sorted((ROOT / "docs" / "how-to" / "plugins").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PLUGIN_PAGES, ids=lambda page: page.stem)
+def test_a_page_about_a_kind_names_its_suite_and_usual_mistakes(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    (suite,) = re.findall(r"\*\*Tested by\*\* `(\w+)`", text)
+    assert suite in tunekit.testing.__all__
+    assert text.count("\n- ", text.index("**Common mistakes**")) >= 3
+    assert "reference/plugin-api.md#" in text
+
+
+def test_every_suite_and_decorator_is_shown_on_some_page() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PLUGIN_PAGES)
+    suites = {name for name in tunekit.testing.__all__ if name.endswith("Suite")} - {"Suite", "PluginSuite"}
+    assert {name for name in suites if f"`{name}`" in text} == suites
+    table = re.findall(r"^\| `@(\w+)`", sections()["Decorators"], re.M)
+    assert {name for name in table if f"@{name}(" in text} == set(table)
+
+
+def test_gaps_on_the_page_name_tests_that_exist() -> None:
+    from tunekit.testing import TrainerSuite
+
+    text = (ROOT / "docs" / "how-to" / "test-your-plugin.md").read_text(encoding="utf-8")
+    shown = re.findall(r'"(test_\w+)": Gap', text)
+    assert shown and all(hasattr(TrainerSuite, name) for name in shown)
