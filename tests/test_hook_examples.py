@@ -258,6 +258,7 @@ def test_a_wrapper_that_fails_fails_its_step(place: str, tmp_path: Path) -> None
 
     with pytest.raises(StepError, match="KeyError: 'no tracer") as caught:
         run(tmp_path / "w", Broken())
+    assert "inline:Broken" in caught.value.found
     assert caught.value.details["step"] == "pretrain"
     assert ["pretrain"] * (place == "after") == toy_plugin.RUNS
     assert not (tmp_path / "w" / "01-pretrain").exists()
@@ -281,8 +282,9 @@ def test_what_no_wrapper_may_return(tmp_path: Path) -> None:
         def tunekit_run_step(self) -> Wrapper:  # type: ignore[return]
             yield
 
-    with pytest.raises(PluginError, match="returned NoneType where an Artifact is due"):
-        run(tmp_path / "w", Forgetful())
+    with pytest.raises(PluginError, match="Step pretrain gave NoneType where an Artifact is due") as caught:
+        run(tmp_path / "w", Tracing([]), Forgetful())
+    assert "plugins that wrap or take over steps here: inline:Forgetful, inline:Tracing" in caught.value.found
 
 
 def test_wrappers_of_the_older_kind_work(tmp_path: Path) -> None:
@@ -402,8 +404,24 @@ def test_what_a_takeover_must_return(tmp_path: Path) -> None:
         def tunekit_run_step(self) -> Any:
             return {"kind": "model"}
 
-    with pytest.raises(PluginError, match="returned dict where an Artifact is due"):
+    with pytest.raises(PluginError, match="Step pretrain gave dict where an Artifact is due"):
         run(tmp_path / "w", Odd())
+
+
+@pytest.mark.parametrize("path", ["../elsewhere", "/tmp", "model/../../x"])
+@pytest.mark.parametrize("field", ["model", "adapter"])
+def test_a_result_lies_in_the_folder_of_its_step(field: str, path: str, tmp_path: Path) -> None:
+    class Outside:
+        @hookimpl(tryfirst=True)
+        def tunekit_run_step(self, step: ResolvedStep, ctx: StepContext) -> Artifact:
+            toy_plugin.write_model(ctx.dir / "model", 1.0)
+            card = ModelCard(path=path if field == "model" else "model", parameters=1, dtype="float32")
+            return Artifact(kind="model", model=card, adapter_path=path if field == "adapter" else None)
+
+    with pytest.raises(PluginError, match="outside of its folder") as caught:
+        run(tmp_path / "w", Outside())
+    assert caught.value.asked == path and "inline:Outside" in caught.value.found
+    assert not (tmp_path / "w" / "01-pretrain").exists()
 
 
 def test_a_plugin_may_run_the_component_itself(tmp_path: Path) -> None:
@@ -527,3 +545,19 @@ def test_a_hook_of_another_name(tmp_path: Path) -> None:
 
     run(tmp_path / "w", Named())
     assert log == ["pretrain", "quantize", "evaluate"]
+
+
+def test_one_plugin_implements_a_hook_once() -> None:
+    class Both:
+        @hookimpl(specname="tunekit_run_step", wrapper=True)
+        def trace(self) -> Wrapper:
+            return (yield)
+
+        @hookimpl
+        def tunekit_run_step(self) -> None: ...
+
+    (record,) = [record for record in session(Both()).plugins() if record.name == "Both"]
+    assert record.state == "broken"
+    assert (
+        record.reason == "trace and tunekit_run_step both implement tunekit_run_step; a plugin implements a hook once"
+    )

@@ -200,8 +200,14 @@ def test_a_verb_of_a_step_name_that_two_plugins_have_names_its_own() -> None:
     assert one.distill(teacher="t").plan.steps[0].name == "distill"
 
 
-@pytest.mark.parametrize("options", ["no_such_module:Options", "verb_plugin:Missing", "verb_plugin:Distill"])
-def test_options_that_cannot_be_read_break_no_attribute(options: str) -> None:
+@pytest.mark.parametrize(
+    "options", ["no_such_module:Options", "verb_plugin:Missing", "verb_plugin:Distill", "exits_at_once:Options"]
+)
+def test_options_that_cannot_be_read_break_no_attribute(
+    options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "exits_at_once.py").write_text("import sys\nsys.exit(3)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     one = pipeline(plugin(verb_plugin.distill_spec(options=options, verb="broken")))
     method = one.broken
     assert [p.kind.name for p in inspect.signature(method).parameters.values()][-1] == "VAR_KEYWORD"
@@ -299,3 +305,11 @@ def test_a_session_that_is_named_wins() -> None:
 def test_what_is_no_session_is_refused(make: Any) -> None:
     with pytest.raises(PipelineError, match="is no session"):
         make([verb_plugin])
+
+
+def test_type_checkers_still_report_methods_that_no_pipeline_has(tmp_path: Path) -> None:
+    (tmp_path / "typo.py").write_text("from tunekit import Pipeline\n\nPipeline().sft()\nPipeline().sfft()\n")
+    command = [sys.executable, "-m", "mypy", "--no-error-summary", "--cache-dir", str(tmp_path / "cache"), "typo.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    (line,) = done.stdout.splitlines()
+    assert line.startswith('typo.py:4: error: "Pipeline" has no attribute "sfft"')

@@ -150,6 +150,11 @@ class Hooks:
         """Tell every plugin what happened. A plugin that fails is reported once."""
         self._call("tunekit_event", event=event)
 
+    def implementers(self, hook: str) -> list[str]:
+        """The plugins besides tunekit that implement a hook, as ``provider:name``."""
+        names = [impl.plugin_name for impl in getattr(self._ready().hook, hook).get_hookimpls()]
+        return sorted(name for name in names if name != "tunekit:tunekit")
+
     # Loading.
 
     def _call(self, hook: str, **arguments: Any) -> Any:
@@ -312,6 +317,9 @@ class Hooks:
             if wraps and not inspect.isgeneratorfunction(function):
                 raise _Refused(f"{hook} is marked as a wrapper but does not yield")
             self._check_signature(hook, function)
+            if hook in impls:
+                other = impls[hook][0].__name__
+                raise _Refused(f"{other} and {name} both implement {hook}; a plugin implements a hook once")
             impls[hook] = (function, opts)
         return impls, list(decorated_in(plugin, own=not inline)), problems
 

@@ -363,21 +363,36 @@ class _Run:
             raise StepError(
                 f"Step {step.name} failed in {step.component.label}.",
                 code="step-crashed",
-                found=f"{type(error).__name__}: {error}",
+                found=f"{type(error).__name__}: {error}{self._others()}",
                 fix="details['traceback'] has the traceback; finished steps are kept",
                 details={"step": step.name, "traceback": traceback.format_exc()},
             ) from error
         if not isinstance(artifact, Artifact):
             raise PluginError(
-                f"{step.component.id} returned {type(artifact).__name__} where an Artifact is due.",
+                f"Step {step.name} gave {type(artifact).__name__} where an Artifact is due.",
                 code="no-artifact",
+                found=f"its component is {step.component.label}{self._others()}",
                 details={"step": step.name},
             )
         return artifact
 
+    def _others(self) -> str:
+        names = self.session.hooks.implementers("tunekit_run_step")
+        return f"\n         plugins that wrap or take over steps here: {', '.join(names)}" if names else ""
+
     def _complete(self, item: Work, artifact: Artifact, folder: Path) -> Artifact:
         """Fill in what only the core knows: hashes, sizes, the key, and which weights a score was measured on."""
         card = artifact.model
+        for name in filter(None, (card.path if card is not None else None, artifact.adapter_path)):
+            if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                raise PluginError(
+                    f"Step {item.name} gave a result outside of its folder.",
+                    code="path-outside",
+                    asked=name,
+                    found=f"its component is {item.step.component.label}{self._others()}",
+                    fix="write below ctx.dir, and name paths relative to it",
+                    details={"step": item.name},
+                )
         if card is not None:
             path = folder / card.path
             card = replace(
