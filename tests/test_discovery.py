@@ -92,3 +92,17 @@ def test_they_cost_less_than_a_quarter_of_a_second(site: Path, env: dict[str, st
         if number >= ROUNDS and best["with"] - best["without"] < LIMIT:
             break
     assert best["with"] - best["without"] < LIMIT, best
+
+
+def test_the_script_compares_with_plain_pluggy() -> None:
+    script = Path(__file__).parent.parent / "benchmarks" / "discovery.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "2", "3", "--rounds", "1"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    head, *rows = done.stdout.splitlines()
+    assert head.split() == ["plugins", "tunekit", "pluggy", "ratio"]
+    assert [row.split()[0] for row in rows] == ["2", "3"]

@@ -410,6 +410,8 @@ def _refused_version(given: Any, wanted: Any) -> str:
     """A version that ``given`` lets in and ``wanted`` does not, tried at the bounds of both; empty if there is none."""
     from packaging.version import InvalidVersion, Version
 
+    if given.url:
+        return ""
     tried: set[Version] = {Version("0.0.1"), Version("9999")}
     for specifier in (*given.specifier, *wanted.specifier):
         try:

@@ -8,6 +8,7 @@
         "plugins": ["pkg.module", "pkg.module:Class"],
         "workdir": "runs/one",
         "seed": 0,                            # optional
+        "autoload": true,                     # optional: load the installed plugins too
         "die": {"step": "sft", "at": 3},      # or null: SIGKILL when this checkpoint was reported
         "losses": "losses.json"               # optional; default: losses.json next to the job
     }
@@ -43,6 +44,7 @@ def write_job(
     model: Mapping[str, Any] | None = None,
     plugins: Sequence[str] = (),
     seed: int | None = None,
+    autoload: bool = True,
     die: tuple[str, int] | None = None,
     name: str = "job",
 ) -> Path:
@@ -55,6 +57,7 @@ def write_job(
         model: arguments of :func:`tunekit.testing.tiny_pair`; None: the plan's own model.
         plugins: import strings of further plugins.
         seed: seed of the run.
+        autoload: load the installed plugins too.
         die: name of the step and optimizer step of the checkpoint after whose report the process kills itself.
         name: stem of the file names.
     """
@@ -67,6 +70,7 @@ def write_job(
         "plugins": list(plugins),
         "workdir": str(workdir),
         "seed": seed,
+        "autoload": autoload,
         "die": None if die is None else {"step": die[0], "at": die[1]},
         "losses": str(Path(folder) / f"{name}.losses.json"),
     }
@@ -116,8 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         loaded = replace(loaded, model=next(iter(objects)))
     watch = _Watch(Path(job.get("losses") or path.with_name("losses.json")), job.get("die"))
+    session = isolated_session(*plugins, autoload=job.get("autoload", True))
     Pipeline.from_plan(loaded, objects).run(
-        workdir=job["workdir"], seed=job.get("seed"), on_event=watch, session=isolated_session(*plugins)
+        workdir=job["workdir"], seed=job.get("seed"), on_event=watch, session=session
     )
     return 0
 
