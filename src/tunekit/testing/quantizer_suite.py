@@ -280,7 +280,9 @@ class QuantizerSuite(Suite):
         close = nearest(wrong, _schemes(type(self)), limit=1)[0]
         found = _errors(self._quantize(self._base(runs.pairs[True]), wrong), session)
         assert found, told(
-            f"check() takes the scheme {wrong!r}", "an error", "the option scheme is a str; make it a Literal[...]"
+            f"check() takes the scheme {wrong!r}",
+            "an error",
+            "schemes=(...) of the spec is empty, and the option scheme is a str; make it a Literal[...]",
         )
         text = " ".join(f"{finding.message} {finding.fix}" for finding in found)
         assert close in text, told(f"check() says: {text}", f"the nearest scheme, {close}", "schemes are checked late")
