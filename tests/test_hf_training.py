@@ -198,14 +198,28 @@ def test_cancel_leaves_a_checkpoint_on_the_same_curve(tmp_path: Path) -> None:
     ctx = make_context(tmp_path / "cut", options(checkpoint_every=100), emit=emit, cancel=token)
     with pytest.raises(RunCancelled) as stopped:
         hf.train(ctx, make_trainer(ctx))
-    assert stopped.value.details["global_step"] == 6, "within one optimizer step"
-    assert Path(stopped.value.details["checkpoint"]).name == "checkpoint-6"
+    assert stopped.value.details["global_step"] == 5, "at the very step"
+    assert Path(stopped.value.details["checkpoint"]).name == "checkpoint-5"
     rest, outcome, _ = run(tmp_path / "cut", options(checkpoint_every=100))
-    assert outcome.resumed_from_step == 6
-    assert list(rest.losses()) == list(range(7, 13))
+    assert outcome.resumed_from_step == 5
+    assert list(rest.losses()) == list(range(6, 13))
     assert {**first.losses(), **rest.losses()} == whole.losses()
     assert outcome.metrics["loss_first"] == whole.losses()[1]
     assert outcome.metrics["loss_mean"] == pytest.approx(sum(whole.losses().values()) / 12)
+
+
+def test_cancel_stops_between_logged_steps(tmp_path: Path) -> None:
+    token = CancelToken()
+
+    def emit(kind: str, **fields: Any) -> None:
+        if kind == "checkpoint":
+            token.cancel("enough")
+
+    ctx = make_context(tmp_path, options(checkpoint_every=2), emit=emit, cancel=token)
+    with pytest.raises(RunCancelled) as stopped:
+        hf.train(ctx, make_trainer(ctx, logging_steps=100))
+    assert stopped.value.details["global_step"] == 3
+    assert Path(stopped.value.details["checkpoint"]).name == "checkpoint-3"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 import re
 import signal
 import tempfile
@@ -29,11 +28,16 @@ from tunekit.testing.trainer_trial import (
     KeptModel,
     Trained,
     Trial,
+    change,
+    disturb_random_states,
     first_loss,
     history_losses,
     one_thread,
     plain_json,
+    same_losses,
+    shown_losses,
     state_of,
+    stop_probability,
     with_dropout,
 )
 
@@ -207,9 +211,9 @@ class TrainerSuite(Suite):
 
     def test_same_seed_same_losses(self, trial: Trial) -> None:
         whole = self._whole(trial)
-        _disturb_random_states()
+        disturb_random_states()
         again = trial.run("again", **self._whole_arguments(trial))
-        _same_losses(
+        same_losses(
             again.losses,
             whole.losses,
             "two runs with the same seed",
@@ -244,7 +248,7 @@ class TrainerSuite(Suite):
         )
         self._close(split.losses, whole.losses, "losses with eight micro-batches of one row and one of eight", mistake)
         start, left, right = trial.start_state(**self.batch_options(8, 1)), whole.state(), split.state()
-        changed, apart = _norm(left, start), _norm(left, right)
+        changed, apart = change(left, start), change(left, right)
         assert apart <= self.weights_tolerance * changed, told(
             f"weights after eight micro-batches of one row and after one of eight differ by {apart:.3g}; training "
             f"changed them by {changed:.3g}",
@@ -440,7 +444,7 @@ class TrainerSuite(Suite):
         assert run.step.model is not None
         trained, its_tokenizer = run.step.model.load()
         probes = trainer_rows.stop_probes(rows, its_tokenizer)
-        before, after = _stop_probability(model, probes), _stop_probability(trained, probes)
+        before, after = stop_probability(model, probes), stop_probability(trained, probes)
         assert after >= self.stop_gain * before, told(
             f"the probability of the end of text after an answer went from {before:.4f} to {after:.4f}",
             f"{self.stop_gain:g} times as much (stop_gain)",
@@ -567,7 +571,7 @@ class TrainerSuite(Suite):
 
     def _close(self, left: Sequence[float], right: Sequence[float], what: str, mistake: str) -> None:
         assert list(left) == pytest.approx(list(right), rel=self.loss_tolerance, abs=1e-6), told(
-            f"{what}: {_shown(left)} and {_shown(right)}",
+            f"{what}: {shown_losses(left)} and {shown_losses(right)}",
             f"the same within {self.loss_tolerance:g} (loss_tolerance)",
             mistake,
         )
@@ -581,7 +585,7 @@ class TrainerSuite(Suite):
         )
         expected = [(event.global_step, loss) for event, loss in zip(whole.logged, whole.losses, strict=True)]
         found = history_losses(resumed.step, self.loss_name)
-        _same_losses(
+        same_losses(
             [loss for _, loss in found],
             [loss for _, loss in expected],
             f"a run resumed {when} and one that was not interrupted",
@@ -590,47 +594,3 @@ class TrainerSuite(Suite):
         )
         assert found == expected
         assert resumed.weights_hash == whole.weights_hash, f"losses are the same {when}, but the weights are not"
-
-
-def _same_losses(left: Sequence[float], right: Sequence[float], what: str, mistake: str) -> None:
-    if list(left) == list(right):
-        return
-    first = next(
-        (n for n, (a, b) in enumerate(zip(left, right, strict=False), 1) if a != b), min(len(left), len(right)) + 1
-    )
-    pytest.fail(
-        told(
-            f"the losses of {what} part at step {first}: {_shown(left)} and {_shown(right)}",
-            "the same, bit for bit",
-            mistake,
-        ),
-        pytrace=False,
-    )
-
-
-def _shown(losses: Sequence[float]) -> str:
-    return "[" + ", ".join(f"{loss:.7g}" for loss in losses) + "]"
-
-
-def _disturb_random_states() -> None:
-    import numpy
-    import torch
-
-    random.seed(99)
-    numpy.random.seed(99)
-    torch.manual_seed(99)
-
-
-def _norm(left: Mapping[str, Any], right: Mapping[str, Any]) -> float:
-    return math.sqrt(sum(float(((value - right[name]) ** 2).sum()) for name, value in left.items()))
-
-
-def _stop_probability(model: Any, probes: Sequence[tuple[list[int], int]]) -> float:
-    import torch
-
-    values = []
-    with torch.no_grad():
-        for ids, stop in probes:
-            ids_on = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
-            values.append(float(model.eval()(input_ids=ids_on).logits[0, -1].float().softmax(-1)[stop]))
-    return sum(values) / len(values)

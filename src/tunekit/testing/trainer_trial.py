@@ -6,7 +6,9 @@ import copy
 import importlib.util
 import inspect
 import json
+import math
 import os
+import random
 import re
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from tunekit.pipeline import Pipeline
 from tunekit.plan import digest
 from tunekit.plugins.marker import hookimpl
 from tunekit.testing.driver import write_job
-from tunekit.testing.model_probes import logits
+from tunekit.testing.model_probes import logits, told
 from tunekit.testing.recording import RecordingEvents
 
 if TYPE_CHECKING:
@@ -36,12 +38,17 @@ __all__ = [
     "KeptModel",
     "Trained",
     "Trial",
+    "change",
+    "disturb_random_states",
     "first_loss",
     "history_losses",
     "import_name",
     "one_thread",
     "plain_json",
+    "same_losses",
+    "shown_losses",
     "state_of",
+    "stop_probability",
     "with_dropout",
 ]
 
@@ -359,3 +366,47 @@ def plain_json(values: Mapping[str, Any]) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def disturb_random_states() -> None:
+    """Put the global random generators where nobody expects them."""
+    import numpy
+    import torch
+
+    random.seed(99)
+    numpy.random.seed(99)
+    torch.manual_seed(99)
+
+
+def change(left: Mapping[str, Any], right: Mapping[str, Any]) -> float:
+    """Euclidean distance of two sets of weights."""
+    return math.sqrt(sum(float(((value - right[name]) ** 2).sum()) for name, value in left.items()))
+
+
+def stop_probability(model: Any, probes: Sequence[tuple[list[int], int]]) -> float:
+    """Mean probability, over ``(token ids, stop id)``, that the stop comes next."""
+    import torch
+
+    values = []
+    with torch.no_grad():
+        for ids, stop in probes:
+            ids_on = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
+            values.append(float(model.eval()(input_ids=ids_on).logits[0, -1].float().softmax(-1)[stop]))
+    return sum(values) / len(values)
+
+
+def same_losses(left: Sequence[float], right: Sequence[float], what: str, mistake: str) -> None:
+    """Raises:
+    AssertionError: naming the first optimizer step at which the losses differ, if they do.
+    """
+    if list(left) == list(right):
+        return
+    pairs = enumerate(zip(left, right, strict=False), 1)
+    first = next((number for number, (a, b) in pairs if a != b), min(len(left), len(right)) + 1)
+    measured = f"the losses of {what} part at step {first}: {shown_losses(left)} and {shown_losses(right)}"
+    raise AssertionError(told(measured, "the same, bit for bit", mistake))
+
+
+def shown_losses(losses: Sequence[float]) -> str:
+    """Losses as text."""
+    return "[" + ", ".join(f"{loss:.7g}" for loss in losses) + "]"
