@@ -1,0 +1,1 @@
+"""A plugin for tunekit to read and to copy."""
