@@ -403,6 +403,38 @@ def test_versions_agree_between_processes() -> None:
     assert versions == {version(cell(BASE))}
 
 
+def test_anything_may_stand_around() -> None:
+    """Loops, depths, sizes and proxies in what the code refers to are no trouble."""
+
+    class Proxy:
+        @property
+        def __class__(self) -> Any:
+            raise RuntimeError("outside of a request")
+
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("outside of a request")
+
+    loop: list[Any] = []
+    loop.append(loop)
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    many = [{"text": str(number)} for number in range(100_000)]
+
+    def make(extra: Any) -> Any:
+        @tunekit.plugins.exporter(name="x")
+        class Holder:
+            inside = Proxy()
+
+            def run(self, ctx: Any) -> Any:
+                return loop, deep, extra, Holder, self.inside
+
+        return Holder
+
+    assert version(make(many)) == version(make(list(many))) != version(make([*many[:-1], {"text": "other"}]))
+    assert version(make(loop)) != version(make(1))
+
+
 def test_functions_have_versions_too() -> None:
     def make(word: str) -> Any:
         @tunekit.plugins.data_format(name="x", schema="text", columns=("line",))

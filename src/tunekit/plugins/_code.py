@@ -18,6 +18,12 @@ from typing import Any
 
 __all__ = ["code_digest"]
 
+_DEEPEST = 60
+"""Levels of nesting that are looked into."""
+
+_MOST, _ENDS = 10_000, 100
+"""Of a list or dict with more items than the one, the length and this many at each end are hashed."""
+
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 
 
@@ -43,32 +49,43 @@ class _Description:
         self._home = home
         self._containers = containers
         self._entered: set[int] = set()
+        self._depth = 0
 
     def of(self, value: Any) -> str:
-        if isinstance(value, Enum):
-            return f"{type(value).__qualname__}.{value.name}"
-        if type(value) in _PLAIN:
-            return f"{type(value).__name__} {value!r}"
-        if isinstance(value, tuple | frozenset):
+        if self._depth > _DEEPEST:
+            return "deep"
+        self._depth += 1
+        try:
+            return self._text(value, type(value))
+        finally:
+            self._depth -= 1
+
+    def _text(self, value: Any, kind: type[Any]) -> str:
+        # By type, not by isinstance: a proxy of a stranger may run code, or raise, when asked for its class.
+        if issubclass(kind, Enum):
+            return f"{kind.__qualname__}.{value.name}"
+        if kind in _PLAIN:
+            return f"{kind.__name__} {value!r}"
+        if issubclass(kind, tuple | frozenset):
             return self._items(value)
-        if isinstance(value, list | set | dict | Mapping):
-            return self._items(value) if self._containers else f"a {type(value).__name__}"
-        if isinstance(value, types.CodeType):
+        if issubclass(kind, list | set | dict | types.MappingProxyType):
+            return self._items(value) if self._containers else f"a {kind.__name__}"
+        if issubclass(kind, types.CodeType):
             return self._code(value)
-        if isinstance(value, type):
+        if issubclass(kind, type):
             return self._once(value, self._body) if value.__module__ == self._home else f"class {_path(value)}"
-        if isinstance(value, types.FunctionType):
+        if issubclass(kind, types.FunctionType):
             return self._once(value, self._function) if value.__module__ == self._home else f"function {_path(value)}"
-        if isinstance(value, re.Pattern):
+        if issubclass(kind, re.Pattern):
             return f"pattern {value.pattern!r} {value.flags}"
-        if isinstance(value, PurePath):
+        if issubclass(kind, PurePath):
             return f"path {value}"
-        if isinstance(value, types.ModuleType):
+        if issubclass(kind, types.ModuleType):
             return f"module {value.__name__}"
-        if isinstance(value, types.BuiltinFunctionType):
+        if issubclass(kind, types.BuiltinFunctionType):
             return f"builtin {_path(value)}"
-        inner = [self.of(part) for part in _inside(value)]
-        return f"a {self.of(type(value))} [{', '.join(inner)}]"
+        inner = [self.of(part) for part in _inside(value, kind)]
+        return f"a {self.of(kind)} [{', '.join(inner)}]"
 
     def options(self, model: type[Any]) -> str:
         """Names and defaults of the fields, and the functions, of a pydantic model."""
@@ -82,6 +99,9 @@ class _Description:
     def _items(self, value: Any) -> str:
         if id(value) in self._entered:  # a list may hold itself
             return "again"
+        if len(value) > _MOST and not isinstance(value, set | frozenset):
+            parts = list(value.items() if isinstance(value, Mapping) else value)
+            return f"{type(value).__name__} of {len(value)}: {self.of((*parts[:_ENDS], *parts[-_ENDS:]))}"
         self._entered.add(id(value))
         if isinstance(value, Mapping):
             items = sorted(f"{self.of(key)}: {self.of(item)}" for key, item in value.items())
@@ -142,17 +162,20 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _inside(value: Any) -> tuple[Any, ...]:
+def _inside(value: Any, kind: type[Any]) -> tuple[Any, ...]:
     """The functions inside what wraps functions."""
-    if isinstance(value, staticmethod | classmethod | types.MethodType):
+    if issubclass(kind, staticmethod | classmethod | types.MethodType):
         return (value.__func__,)
-    if isinstance(value, property):
+    if issubclass(kind, property):
         return value.fget, value.fset, value.fdel
-    if isinstance(value, functools.cached_property):
+    if issubclass(kind, functools.cached_property):
         return (value.func,)
-    if isinstance(value, functools.partial):
+    if issubclass(kind, functools.partial):
         return value.func, value.args, tuple(sorted(value.keywords.items()))
-    own = getattr(value, "__dict__", None)
+    try:
+        own = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return ()
     wrapped = own.get("__wrapped__") if isinstance(own, dict) else None
     return (wrapped,) if wrapped is not None else ()
 
