@@ -96,7 +96,7 @@ def option_entries() -> list[str]:
             shown = str(info.annotation) if not isinstance(info.annotation, type) else info.annotation.__name__
             shown = re.sub(r"\btyping\.|\bcollections\.abc\.", "", shown)
             shown = re.sub(r" at 0x[0-9a-f]+", "", shown)
-        rules = "".join(f" {rule}" for rule in info.metadata if " at 0x" not in repr(rule))
+            rules = "".join(f" {rule}" for rule in info.metadata if " at 0x" not in repr(rule))
             default = " (required)" if info.is_required() else f" = {_default(info)}"
             entries.append(f"{head}.{name}: {shown}{rules}{default}")
     return entries

@@ -65,7 +65,7 @@ def new_manifest(
     run_id: str,
     started: float,
     data: Mapping[str, Any],
-    components: Sequence[Mapping[str, Any]],
+    components: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The manifest of a run that begins. ``data`` maps step names to facts about their data sets; ``components`` says
     where the code of each component comes from."""
