@@ -183,6 +183,16 @@ BUGS = {
     "target-run-too-long": Bug(
         "targets_have_the_right_shape", component=("(self, ctx)", "(self, model, data)"), says=("(self, model, data)",)
     ),
+    "target-configures-logging": Bug(
+        "components_change_nothing",
+        component=("", "import logging\nlogging.basicConfig(level=10)"),
+        says=("importing the targets", "logging root level"),
+    ),
+    "options-set-environment": Bug(
+        "components_change_nothing",
+        options=("", 'import os\nos.environ["CUDA_VISIBLE_DEVICES"] = "0"'),
+        says=("importing the options models", "CUDA_VISIBLE_DEVICES"),
+    ),
     "target-wants-arguments": Bug(
         "targets_have_the_right_shape",
         component=("    def run", "    def __init__(self, options):\n        pass\n\n    def run"),

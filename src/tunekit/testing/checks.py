@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,16 +120,16 @@ class PluginFacts:
     def options(self) -> dict[str, Any]:
         """What the options models are like, by import string."""
         models = sorted({spec["options"] for spec in self.usable if spec.get("options")})
-        return _ask({"task": "options", "models": models}) if models else {"models": {}, "heavy": []}
+        return _ask({"task": "options", "models": models}) if models else {"models": {}, "heavy": [], "changes": []}
 
     @functools.cached_property
-    def targets(self) -> list[dict[str, Any]]:
-        """What the targets are like."""
+    def targets(self) -> dict[str, Any]:
+        """What the targets are like, and what importing them changes."""
         wanted = sorted({(spec["kind"], spec["target"]) for spec in self.usable})
-        found: list[dict[str, Any]] = (
-            _ask({"task": "targets", "targets": [list(each) for each in wanted]})["targets"] if wanted else []
-        )
-        return found
+        if not wanted:
+            return {"targets": [], "changes": []}
+        libraries = _modules_of(text for spec in self.usable for text in spec.get("requires") or ())
+        return _ask({"task": "targets", "targets": [list(each) for each in wanted], "libraries": libraries})
 
     @property
     def usable(self) -> list[dict[str, Any]]:
@@ -163,6 +163,24 @@ def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
             )
         answer: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return answer
+
+
+def _modules_of(requirements: Iterable[str]) -> list[str]:
+    """Top-level modules of the distributions that are required."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    names = set()
+    for text in requirements:
+        try:
+            names.add(canonical_name(Requirement(text).name))
+        except InvalidRequirement:
+            continue
+    owners = importlib.metadata.packages_distributions()
+    return sorted(
+        module
+        for module, distributions in owners.items()
+        if module.isidentifier() and names & {canonical_name(each) for each in distributions}
+    )
 
 
 def _label(spec: Mapping[str, Any]) -> str:
@@ -491,7 +509,7 @@ def targets_can_be_imported(facts: PluginFacts) -> Check | list[str]:
     """Every target can be imported where its requirements are met."""
     problems = [
         f"the target {seen['target']} of a {seen['kind']} cannot be imported: {seen['error']}"
-        for seen in facts.targets
+        for seen in facts.targets["targets"]
         if seen["error"]
     ]
     if not problems and facts.without_requirements():
@@ -502,11 +520,21 @@ def targets_can_be_imported(facts: PluginFacts) -> Check | list[str]:
 def targets_have_the_right_shape(facts: PluginFacts) -> Check | list[str]:
     """Every target has the methods of its kind, and they take what tunekit passes."""
     problems = [
-        f"the target {seen['target']} is no {seen['kind']}: {seen['shape']}" for seen in facts.targets if seen["shape"]
+        f"the target {seen['target']} is no {seen['kind']}: {seen['shape']}"
+        for seen in facts.targets["targets"]
+        if seen["shape"]
     ]
     if not problems and facts.without_requirements():
         return Check("targets_have_the_right_shape", "", skipped=facts.without_requirements())
     return problems
+
+
+def components_change_nothing(facts: PluginFacts) -> Iterator[str]:
+    """Importing options models and targets leaves environment, logging, signals and the like alone."""
+    for change in facts.options["changes"]:
+        yield f"importing the options models changes global state: {change}"
+    for change in facts.targets["changes"]:
+        yield f"importing the targets changes global state: {change}"
 
 
 CHECKS: Mapping[str, Callable[[PluginFacts], Any]] = {
@@ -533,6 +561,7 @@ CHECKS: Mapping[str, Callable[[PluginFacts], Any]] = {
         options_are_documented,
         targets_can_be_imported,
         targets_have_the_right_shape,
+        components_change_nothing,
     )
 }
 """Every check by name, in the order in which they are made."""

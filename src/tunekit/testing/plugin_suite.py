@@ -124,3 +124,7 @@ class PluginSuite(Suite):
     def test_targets_have_the_right_shape(self, facts: PluginFacts) -> None:
         """Every target has the methods of its kind, and they take what tunekit passes."""
         self._run("targets_have_the_right_shape", facts)
+
+    def test_components_change_nothing(self, facts: PluginFacts) -> None:
+        """Importing options models and targets leaves environment, logging, signals and the like alone."""
+        self._run("components_change_nothing", facts)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -14,7 +15,6 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def _load(value: str) -> Any:
     return plugin
 
 
-@contextmanager
+@contextlib.contextmanager
 def _captured(into: list[str]) -> Iterator[None]:
     """Keep what is written to standard output and error, by Python or below it."""
     with tempfile.TemporaryFile() as stream:
@@ -198,10 +198,14 @@ def _plain(value: Any) -> Any:
 
 def options(request: Mapping[str, Any]) -> dict[str, Any]:
     """Import options models and try them."""
-    found = {}
-    for target in request["models"]:
-        found[target] = _options_model(target)
-    return {"models": found, "heavy": [name for name in HEAVY if name in sys.modules and name != "pydantic"]}
+    importlib.import_module("tunekit.plugins.options")
+    before = global_state()
+    found = {target: _options_model(target) for target in request["models"]}
+    return {
+        "models": found,
+        "heavy": [name for name in HEAVY if name in sys.modules and name != "pydantic"],
+        "changes": state_changes(before, global_state(settle=before["threads"])),
+    }
 
 
 def _options_model(target: str) -> dict[str, Any]:
@@ -320,7 +324,15 @@ BUILT_WITH: Mapping[str, tuple[str, ...]] = {
 
 
 def targets(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Import targets and look at their shape. ``request["targets"]``: pairs of kind and import string."""
+    """Import targets and look at their shape.
+
+    ``request["targets"]``: pairs of kind and import string. ``request["libraries"]``: modules of their requirements,
+    which may change what they like while they are imported.
+    """
+    for library in request["libraries"]:
+        with contextlib.suppress(Exception):
+            importlib.import_module(library)
+    before = global_state()
     found = []
     for kind, target in request["targets"]:
         try:
@@ -328,7 +340,7 @@ def targets(request: Mapping[str, Any]) -> dict[str, Any]:
         except Exception as raised:  # noqa: BLE001
             error, shape = f"{type(raised).__name__}: {raised}", ""
         found.append({"kind": kind, "target": target, "error": error, "shape": shape})
-    return {"targets": found}
+    return {"targets": found, "changes": state_changes(before, global_state(settle=before["threads"]))}
 
 
 def _shape(kind: str, target: str) -> str:
