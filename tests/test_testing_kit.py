@@ -159,6 +159,38 @@ def test_the_entry_is_found(tmp_path: Path, name: str) -> None:
     assert child.code == 0, child.text
 
 
+ACME = """
+from tunekit.plugins import trainer
+
+@trainer(name="mine", stage="sft", data=("text",))
+class Mine:
+    def run(self, ctx):
+        raise NotImplementedError
+"""
+
+
+@pytest.mark.parametrize(
+    ("plugins", "name"),
+    [
+        ('("acme_code",)', "mine"),
+        ('("acme_code:Mine",)', "inline/mine"),
+        ("(__import__('acme_code').Mine,)", "mine"),
+    ],
+)
+def test_plugins_may_be_named_by_import_strings(tmp_path: Path, plugins: str, name: str) -> None:
+    (tmp_path / "acme_code.py").write_text(ACME)
+    source = f"""
+class TestToy(ToySuite):
+    name = {name!r}
+    plugins = {plugins}
+    def test_entry(self, entry, session):
+        assert (entry.component.name, entry.component.provider) == ("mine", "inline")
+        assert session.load(entry.component).__name__ == "Mine"
+"""
+    child = run(tmp_path, source, "-k", "test_entry")
+    assert child.code == 0, child.text
+
+
 def test_a_test_that_changes_global_state_fails(tmp_path: Path) -> None:
     source = """
 class TestToy(ToySuite):
