@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +16,6 @@ from tunekit.artifacts import Artifact  # noqa: E402
 from tunekit.cancel import CancelToken  # noqa: E402
 from tunekit.context import StepContext  # noqa: E402
 from tunekit.data import load_dataset  # noqa: E402
-from tunekit.errors import RunCancelled  # noqa: E402
 from tunekit.plan import ComponentRef, ResolvedStep  # noqa: E402
 from tunekit.plugins import Component, LoadedModel, hf  # noqa: E402
 from tunekit_transformers.causal import CausalPostPretraining, CausalPretraining  # noqa: E402
@@ -39,11 +33,9 @@ TEXTS = [
 class Step:
     """A step context that remembers what it was told."""
 
-    def __init__(self, folder: Path, options: Any, model: LoadedModel | None = None, cancel_after: int = 0) -> None:
+    def __init__(self, folder: Path, options: Any, model: LoadedModel | None = None) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.kept: list[LoadedModel] = []
-        self.cancel = CancelToken()
-        self.cancel_after = cancel_after
         kind = "pretrain" if model is None else "post_pretrain"
         step = ResolvedStep(
             index=1,
@@ -62,7 +54,7 @@ class Step:
             options=options.resolve(adapter=None),
             seed=5,
             dir=folder,
-            cancel=self.cancel,
+            cancel=CancelToken(),
             input=None,
             data=load_dataset([{"text": text} for text in TEXTS], accepts=("text",)),
             _component=lambda: CausalPretraining(),
@@ -73,8 +65,6 @@ class Step:
 
     def emit(self, kind: str, **fields: Any) -> None:
         self.events.append((kind, fields))
-        if kind == "metrics" and fields["global_step"] == self.cancel_after:
-            self.cancel.cancel()
 
     def run(self, component: Component) -> Artifact:
         return component.run(self.ctx)
@@ -141,77 +131,6 @@ def test_pretraining_learns_and_leaves_a_usable_model(tmp_path: Path, capfd: pyt
     ids = tokenizer("Lily went to the", return_tensors="pt")
     out = model.generate(**ids, max_new_tokens=60, do_sample=False)
     assert out.shape[1] > ids["input_ids"].shape[1]
-
-
-def test_same_seed_same_losses_other_seed_others(tmp_path: Path) -> None:
-    first, second = Step(tmp_path / "a", small()), Step(tmp_path / "b", small())
-    first.run(CausalPretraining())
-    torch.manual_seed(999)
-    second.run(CausalPretraining())
-    assert first.losses() == second.losses()
-    third = Step(tmp_path / "c", small())
-    third.ctx.seed = 6
-    third.run(CausalPretraining())
-    assert third.losses() != first.losses()
-
-
-def test_accumulation_gives_the_same_losses(tmp_path: Path) -> None:
-    one = Step(tmp_path / "a", small(batch_size=8, max_steps=6))
-    many = Step(tmp_path / "b", small(batch_size=1, gradient_accumulation=8, max_steps=6))
-    one.run(CausalPretraining())
-    many.run(CausalPretraining())
-    assert many.losses() == pytest.approx(one.losses(), rel=1e-4)
-    tokens = [[f["values"]["tokens"] for kind, f in step.events if kind == "metrics"] for step in (one, many)]
-    assert tokens[0] == tokens[1] and len(set(tokens[0])) > 1, "batches have unequal token counts"
-
-
-def test_cancelled_pretraining_continues_on_the_same_curve(tmp_path: Path) -> None:
-    whole = Step(tmp_path / "whole", small())
-    whole.run(CausalPretraining())
-    cut = Step(tmp_path / "cut", small(), cancel_after=7)
-    with pytest.raises(RunCancelled):
-        cut.run(CausalPretraining())
-    assert not (tmp_path / "cut" / "model").exists()
-    rest = Step(tmp_path / "cut", small())
-    artifact = rest.run(CausalPretraining())
-    assert {**cut.losses(), **rest.losses()} == whole.losses()
-    assert artifact.details["resumed_from_step"] == max(cut.losses())
-    left, right = (hf.load_folder(tmp_path / name / "model").model for name in ("whole", "cut"))
-    assert all(torch.equal(a, b) for a, b in zip(left.parameters(), right.parameters(), strict=True))
-
-
-DRIVER = textwrap.dedent(
-    """
-    import json, os, signal, sys
-    from pathlib import Path
-    sys.path.insert(0, sys.argv[1])
-    import test_transformers_causal as t
-    folder, kill_at = Path(sys.argv[2]), int(sys.argv[3])
-    log = Path(f"{folder}.jsonl").open("a")
-    step = t.Step(folder, t.small())
-    def emit(kind, **fields):
-        if kind == "metrics":
-            log.write(json.dumps([fields["global_step"], fields["values"]["loss"]]) + "\\n"); log.flush()
-            if fields["global_step"] == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-    step.ctx._emit = emit
-    step.run(t.CausalPretraining())
-    """
-)
-
-
-def test_killed_pretraining_continues_on_the_same_curve(tmp_path: Path) -> None:
-    def drive(name: str, kill_at: int) -> int:
-        command = [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(tmp_path / name), str(kill_at)]
-        return subprocess.run(command, capture_output=True).returncode
-
-    assert drive("cut", 11) == -signal.SIGKILL
-    assert drive("cut", -1) == 0
-    whole = Step(tmp_path / "whole", small())
-    whole.run(CausalPretraining())
-    lines = [json.loads(line) for line in (tmp_path / "cut.jsonl").read_text().splitlines()]
-    assert [step for step, _ in lines] == [*range(1, 12), *range(11, 21)]
-    assert all(whole.losses()[step] == loss for step, loss in lines)
 
 
 def test_post_pretraining_starts_from_the_model(tmp_path: Path, stories260k: Path) -> None:

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from tunekit.cancel import CancelToken
-from tunekit.errors import DataError, OptionsError, RunCancelled, StepError
+from tunekit.errors import DataError, OptionsError, StepError
 from tunekit.plugins import LoadedModel
 from tunekit_peft.adapter import LoraAdapter
 from tunekit_peft.options import LoraOptions
@@ -108,18 +108,6 @@ def test_losses_equal_those_of_trl(lora: LoraOptions | None, tmp_path: Path) -> 
     assert len(events.losses) == len(reference) == 8
     assert events.losses == pytest.approx(reference, abs=1e-5)
     assert artifact.metrics["loss"] == pytest.approx(reference[-1], abs=1e-5)
-
-
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_one_micro_batch_of_eight_equals_eight_of_one(lora: LoraOptions | None, tmp_path: Path) -> None:
-    whole, whole_events, _ = run(tmp_path / "a", lora=lora, batch_size=8, gradient_accumulation=1)
-    split, split_events, _ = run(tmp_path / "b", lora=lora, batch_size=1, gradient_accumulation=8)
-    assert whole_events.losses == pytest.approx(split_events.losses, abs=1e-5)
-    one = AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "model")
-    eight = AutoModelForCausalLM.from_pretrained(tmp_path / "b" / "model")
-    for left, right in zip(one.parameters(), eight.parameters(), strict=True):
-        torch.testing.assert_close(left, right, atol=1e-4, rtol=0)
-    assert whole.metrics["tokens"] == split.metrics["tokens"]
 
 
 def test_full_training_learns_and_says_what_it_did(tmp_path: Path) -> None:
@@ -246,39 +234,6 @@ def test_cut_rows_are_told_and_the_model_bounds_the_length(tmp_path: Path) -> No
     assert data["max_length"] == 64 and data["cut_rows"] == 4 and data["longest_row"] == 64
     (notice,) = events.named("notice")
     assert notice["code"] == "rows-cut" and "the model's 64 positions" in notice["message"]
-
-
-def test_cancel_leaves_a_checkpoint_and_continues_on_the_same_curve(tmp_path: Path) -> None:
-    whole, whole_events, _ = run(tmp_path / "whole", lora=LoraOptions(r=4, dropout=0.1))
-    cancel, events = CancelToken(), driver.Events()
-
-    class StopAtThree(type(events)):  # type: ignore[misc]
-        def __call__(self, kind: str, **values: Any) -> None:
-            super().__call__(kind, **values)
-            if kind == "metrics" and values["global_step"] == 3:
-                cancel.cancel("enough")
-
-    stopping = StopAtThree()
-    options = SftOptions(batch_size=4, epochs=2.0, learning_rate=2e-3)
-    model = driver.tiny_model()
-    ctx = driver.context(
-        "sft",
-        tmp_path / "cut",
-        LoadedModel(model=model, tokenizer=driver.byte_tokenizer()),
-        driver.PAIRS,
-        options,
-        lora=LoraOptions(r=4, dropout=0.1),
-        events=stopping,
-        cancel=cancel,
-    )
-    with pytest.raises(RunCancelled, match="enough"):
-        SftTrainer().run(ctx)
-    assert "forward" not in vars(model)
-    assert len(stopping.losses) == 3
-    artifact, rest, _ = run(tmp_path / "cut", lora=LoraOptions(r=4, dropout=0.1))
-    assert artifact.details["resumed_from_step"] == len(stopping.losses)
-    assert stopping.losses + rest.losses == whole_events.losses
-    assert artifact.metrics["loss_first_quarter"] == whole.metrics["loss_first_quarter"]
 
 
 def test_loss_that_is_not_finite_stops(tmp_path: Path) -> None:

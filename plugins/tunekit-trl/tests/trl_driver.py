@@ -1,10 +1,7 @@
-"""Tiny models, tokenizers and hand-built step contexts. Also a program: one training step in a process of its own."""
+"""Tiny models, tokenizers and hand-built step contexts."""
 
 from __future__ import annotations
 
-import json
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,6 @@ from tunekit.plan import ComponentRef, ResolvedAdapter, ResolvedStep
 from tunekit.plugins import LoadedModel
 from tunekit_peft.adapter import LoraAdapter
 from tunekit_peft.options import LoraOptions
-from tunekit_trl.options import DpoOptions, SftOptions
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -162,51 +158,3 @@ PREFERENCES = [
     for word in ("red", "green", "blue", "grey")
     for count in (1, 2, 3, 4)
 ]
-
-
-def train(kind: str, folder: Path, loaded: LoadedModel, lora: LoraOptions | None, emit: Callable[..., None]) -> Any:
-    """24 optimizer steps of two micro-batches, a checkpoint every 4."""
-    common = {
-        "batch_size": 2,
-        "gradient_accumulation": 2,
-        "epochs": 6.0,
-        "learning_rate": 1e-3,
-        "checkpoint_every": 4,
-        "schedule": "cosine",
-    }
-    if kind == "sft":
-        from tunekit_trl.sft import SftTrainer
-
-        return SftTrainer().run(context("sft", folder, loaded, PAIRS, SftOptions(**common), lora=lora, events=emit))
-    from tunekit_trl.dpo import DpoTrainer
-
-    return DpoTrainer().run(context("align", folder, loaded, PREFERENCES, DpoOptions(**common), lora=lora, events=emit))
-
-
-def main() -> None:
-    """``trl_driver.py SPEC FOLDER``: train as the JSON of SPEC says; losses are appended to FOLDER/losses.jsonl.
-
-    At the optimizer step ``hang_at`` of SPEC it says so and waits to be killed.
-    """
-    spec, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
-    torch.set_num_threads(1)
-    log = (folder / "losses.jsonl").open("a", encoding="utf-8")
-
-    def emit(kind: str, **values: Any) -> None:
-        if kind == "metrics":
-            log.write(json.dumps([values["global_step"], values["values"]["loss"]]) + "\n")
-            log.flush()
-            if values["global_step"] == spec.get("hang_at"):
-                print("hanging", flush=True)
-                time.sleep(600)
-        elif kind == "checkpoint":
-            print("checkpoint", values["global_step"], flush=True)
-
-    loaded = LoadedModel(model=tiny_model(), tokenizer=byte_tokenizer())
-    lora = LoraOptions(dropout=0.1) if spec["lora"] else None
-    artifact = train(spec["kind"], folder / "step", loaded, lora, emit)
-    print("done", artifact.details.get("resumed_from_step"), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -39,6 +39,7 @@ from tunekit.testing.trainer_trial import (
     state_of,
     stop_probability,
     with_dropout,
+    with_loud_head,
 )
 
 if TYPE_CHECKING:
@@ -88,9 +89,11 @@ class TrainerSuite(Suite):
     # What a subclass may override.
 
     @pytest.fixture
-    def model(self, entry: Entry) -> Any:
+    def model(self, entry: Entry, adapter: AdapterPlan | None) -> Any:
         """``(model, tokenizer)`` that training starts from; None for a trainer that starts from nothing."""
-        return None if entry.component.stage == "pretrain" else tiny_pair()
+        if entry.component.stage == "pretrain":
+            return None
+        return tiny_pair() if adapter is None else with_loud_head(tiny_pair())
 
     @pytest.fixture
     def rows(self, entry: Entry) -> list[dict[str, Any]]:
@@ -189,7 +192,8 @@ class TrainerSuite(Suite):
             kept=kept_model,
             plugins=self.plugins,
         )
-        made.options = {**made.having(**COMMON), **options}
+        common = COMMON if adapter is None else {**COMMON, "learning_rate": 3e-2}
+        made.options = {**made.having(**common), **options}
         with one_thread():
             yield made
 

@@ -50,6 +50,7 @@ __all__ = [
     "state_of",
     "stop_probability",
     "with_dropout",
+    "with_loud_head",
 ]
 
 _FOREIGN = re.compile(r"(events\.jsonl|\.?lock\w*|__pycache__|.*\.pyc)")
@@ -341,6 +342,16 @@ def with_dropout(pair: Any, rate: float) -> Any:
         if isinstance(getattr(model.config, name, None), float | int):
             setattr(model.config, name, rate)
     return model, tokenizer
+
+
+def with_loud_head(pair: Any) -> Any:
+    """``(model, tokenizer)`` with an output layer ten times as large: behind a freshly drawn one that stays frozen, an
+    adapter cannot make any token likely."""
+    import torch
+
+    with torch.no_grad():
+        pair[0].get_output_embeddings().weight.mul_(10.0)
+    return pair
 
 
 def first_loss(run: Trained) -> tuple[float, float | None]:
