@@ -62,7 +62,7 @@ def public_objects(package: griffe.Object, facade: str) -> dict[str, griffe.Obje
     found: dict[str, griffe.Object] = {}
     where = module.members.get("_WHERE")
     if where is not None:
-        for definer, names in ast.literal_eval(str(where.value)).items():
+        for definer, names in ast.literal_eval(str(where.value)).items():  # type: ignore[union-attr]
             for name in (names,) if isinstance(names, str) else names:
                 path = f"{definer.removeprefix('tunekit.')}.{name}"
                 if _has(package, path):
@@ -169,9 +169,9 @@ def _members(thing: griffe.Object, public: set[str]) -> list[tuple[str, griffe.O
     for name, member in {**inherited, **thing.members}.items():
         if name.startswith("_") and name not in SPECIAL:
             continue
-        if name in inherited and name not in thing.members and member.final_target.parent.name in public:
-            continue
         real = final(member)
+        if name not in thing.members and real.parent is not None and real.parent.name in public:
+            continue
         if "dataclass" in thing.labels and name == "__init__":
             continue
         found[name] = real
@@ -186,7 +186,9 @@ def _line(thing: griffe.Object, item: tuple[str, griffe.Object]) -> tuple[int, s
 
 
 def _member(path: str, member: griffe.Object) -> Iterator[str]:
-    if member.is_function:
+    if called_by_pytest(member):
+        yield f"{path}  # {'test' if member.name.startswith('test_') else 'fixture'}"
+    elif member.is_function:
         yield _decorated(_signature(path, member), member)
     elif member.is_attribute:
         text = path
@@ -199,6 +201,14 @@ def _member(path: str, member: griffe.Object) -> Iterator[str]:
         yield text
     elif member.is_class:
         yield f"class {path}"
+
+
+def called_by_pytest(thing: griffe.Object) -> bool:
+    """Whether it is a test or a fixture: its parameters are fixtures, which pytest finds by name."""
+    marks = [str(mark.value) for mark in getattr(thing, "decorators", [])]
+    return thing.is_function and (
+        thing.name.startswith("test_") or any(mark.startswith("pytest.fixture") for mark in marks)
+    )
 
 
 def _decorated(text: str, thing: griffe.Object) -> str:

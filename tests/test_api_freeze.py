@@ -219,6 +219,9 @@ class Base:
     def ask(self, row, answer="", *, tries={tries}):
         return row
 
+    def test_it(self, fixture{more}):
+        pass
+
 
 class Worker(Base):
     def run(self, ctx{more}):
