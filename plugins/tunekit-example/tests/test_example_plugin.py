@@ -21,6 +21,7 @@ from tunekit.testing import (
     isolated_session,
     tiny_pair,
 )
+from tunekit_example.benchmark import QUESTIONS
 from tunekit_example.quantizer import round_rows
 
 
@@ -38,6 +39,8 @@ class TestRtn(QuantizerSuite):
 
 class TestCapitals(BenchmarkSuite):
     name = "tunekit-example/capitals"
+    source = QUESTIONS
+    constant_share = 3 / 12
 
 
 class TestChatlog(DataFormatSuite):

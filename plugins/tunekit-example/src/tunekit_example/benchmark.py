@@ -22,7 +22,9 @@ class CapitalsBenchmark:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except OSError as error:
-            raise DataError("The questions cannot be read.", asked=str(path), found=str(error)) from error
+            raise DataError(
+                "The questions cannot be read.", asked=str(path), found=str(error), details={"file": str(path)}
+            ) from error
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield {**_question(line, path, number), "id": f"capitals/{number}"}
