@@ -35,7 +35,10 @@ def git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def last_tag(root: Path) -> str | None:
     """The newest tag ``v*`` that leads to the current commit."""
-    found = git(root, "describe", "--tags", "--abbrev=0", "--match", "v*")
+    try:
+        found = git(root, "describe", "--tags", "--abbrev=0", "--match", "v*")
+    except FileNotFoundError:  # no git here
+        return None
     return found.stdout.strip() or None
 
 

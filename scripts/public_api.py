@@ -86,6 +86,39 @@ def _has(package: griffe.Object, inner: str) -> bool:
     return True
 
 
+def codes(*sources: Path) -> list[str]:
+    """Every ``code`` of an error, notice or finding that the Python files below ``sources`` spell out, besides those of
+    the test kit and the example."""
+    found: set[str] = set()
+    for source in sources:
+        for path in source.rglob("*.py"):
+            if {"testing", "tunekit_example"} & set(path.relative_to(source).parts):
+                continue
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                found.update(filter(None, map(_text, _code_arguments(node))))
+    return sorted(found)
+
+
+def _code_arguments(node: ast.AST) -> Iterator[ast.expr]:
+    if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "default_code" for t in node.targets):
+        yield node.value
+    elif isinstance(node, ast.Call):
+        yield from (keyword.value for keyword in node.keywords if keyword.arg == "code")
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        position = {"add": 2, "notice": 0}.get(name)  # Analysis.add(level, step, code, ...), ctx.notice(code, ...)
+        if position is not None and len(node.args) > position + 1:
+            yield node.args[position]
+
+
+def _text(node: ast.expr) -> str:
+    """A string as it is written, with ``{}`` for its variable parts; empty for anything else."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    return ""
+
+
 # ---------------------------------------------------------------- as text
 
 

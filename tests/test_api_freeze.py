@@ -39,12 +39,14 @@ def package() -> griffe.Object:
 
 
 def cli_entries() -> list[str]:
-    """One entry per command, with its arguments and options."""
+    """One entry per command, with its arguments and options, and one per exit code."""
     import typer
 
     from tunekit.cli.app import app
+    from tunekit.cli.exits import ExitCode
 
-    return list(_commands(typer.main.get_command(app), "tunekit"))
+    commands = list(_commands(typer.main.get_command(app), "tunekit"))
+    return [*commands, *(f"exit code {int(code)}  # {code.name}" for code in ExitCode)]
 
 
 def _commands(command: Any, path: str) -> Iterator[str]:
@@ -113,6 +115,7 @@ SUBJECTS = {
     "records": lambda: public_api.describe_records(package()),
     "cli": cli_entries,
     "options": option_entries,
+    "codes": lambda: public_api.codes(ROOT / "src", *ROOT.glob("plugins/*/src")),
 }
 
 ABOUT = {
@@ -120,6 +123,7 @@ ABOUT = {
     "records": "Types that public functions take or give",
     "cli": "The command line",
     "options": "The options of tunekit's own components",
+    "codes": "The codes of errors, notices and findings",
 }
 
 
