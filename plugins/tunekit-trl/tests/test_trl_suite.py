@@ -24,11 +24,13 @@ class _ThroughLora:
     def adapter(self) -> AdapterPlan:
         return lora(r=4)
 
-    # These look at rows and batches, which are made before the adapter plays a part.
+    # Rows and batches are made before the adapter plays a part; a cancel shows that its checkpoints can be resumed.
     test_padding_does_not_change_the_loss = None
     test_order_in_the_batch_does_not_change_the_loss = None
     test_no_labels_is_an_error = None
     test_end_of_text_is_trained = None
+    test_bad_option_is_refused_before_anything_runs = None
+    test_killed_and_resumed_equals_uninterrupted = None
     test_through_an_adapter = None
 
 

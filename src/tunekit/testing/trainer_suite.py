@@ -163,7 +163,8 @@ class TrainerSuite(Suite):
         stash = request.node.getparent(pytest.Class).stash
         if _RUNS not in stash:
             stash[_RUNS] = tmp_path_factory.mktemp("trainer"), {}
-        return stash[_RUNS]
+        folder, runs = stash[_RUNS]
+        return folder, runs
 
     @pytest.fixture
     def trial(
@@ -198,9 +199,9 @@ class TrainerSuite(Suite):
             yield made
 
     def _shape(self, entry: Entry) -> str:
-        shapes = getattr(entry.spec, "data", ())
-        if self.shape or shapes:
-            return self.shape or str(shapes[0])
+        for shape in (self.shape, *getattr(entry.spec, "data", ())):
+            if shape:
+                return str(shape)
         pytest.fail(f"{self.name} names no row shape in its spec: set shape in {type(self).__name__}", pytrace=False)
 
     def _whole_arguments(self, trial: Trial) -> dict[str, Any]:
@@ -401,8 +402,7 @@ class TrainerSuite(Suite):
         )
         saved = [event.global_step for event in whole.events.of(CheckpointSaved)]
         assert saved[:1] == [2], told(f"checkpoints of {saved}", "one each 2 steps", "checkpoints are not reported")
-        (written,) = whole.events.of(ArtifactWritten)
-        assert Path(written.path).is_dir()
+        assert all(Path(event.path).is_dir() for event in whole.events.of(ArtifactWritten))
         over = [e for e in whole.events.of(Progress) if e.total is not None and e.done > e.total]
         assert not over, f"progress exceeds its total: {over[:2]}"
 
@@ -512,20 +512,19 @@ class TrainerSuite(Suite):
     def test_nothing_written_outside_the_step_folder(
         self, trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        kept = trial.kept
-        assert kept is not None
         arguments: dict[str, Any] = {} if trial.model is None else {"model": trial.saved(trial.model)}
         for name in ("here", "home", "temp"):
             (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / "here")
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
-        kept.watched = (tmp_path, trial.folder)
+        assert trial.kept is not None
+        trial.kept.watched = (tmp_path, trial.folder)
         trial.run(
             "outside", **arguments, **self.step_options(2), **self.batch_options(4, 1), **self.checkpoint_options(1)
         )
-        assert kept.strays == [], told(
-            f"the step left files outside its folder: {', '.join(kept.strays or ())}",
+        assert trial.kept.strays == [], told(
+            f"the step left files outside its folder: {', '.join(trial.kept.strays or ())}",
             "everything below ctx.dir: the rest is not cleaned up and not published",
             "a log folder or cache of a library below the current directory, or output_dir without ctx.dir",
         )
