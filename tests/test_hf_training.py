@@ -240,7 +240,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, 
     token = CancelToken()
 
     def stop(kind: str, **fields: Any) -> None:
-        if kind == "metrics" and fields["global_step"] == 7:
+        if kind == "metrics" and fields["global_step"] == 8:
             token.cancel()
 
     ctx = make_context(folder, options(keep_checkpoints=2), emit=stop, cancel=token)
