@@ -49,8 +49,8 @@ class Base(DataFormatSuite):
 """
 
 
-class TestChatLog(DataFormatSuite):
-    name = "chatlog"
+class TestSpeakers(DataFormatSuite):
+    name = "inline/speakers"
     plugins = ("sabotage_formats",)
     good = GOOD
     bad = BAD

@@ -59,7 +59,7 @@ class Base(TrackerSuite):
 
 
 class TestJournal(TrackerSuite):
-    name = "journal"
+    name = "inline/journal"
     plugins = ("sabotage_trackers",)
     durable = True
 

@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 _LINE = re.compile(r"(\w+): (.+)")
 
 
-def chatlog(row: Row) -> dict[str, Any]:
+def speakers(row: Row) -> dict[str, Any]:
     """``{"log": "ann: Hi\\nbot: Hello", "bot": "bot"}`` to a conversation; whoever is not the bot is the user."""
     log, bot = (_text(row, name) for name in ("log", "bot"))
     messages = []
@@ -37,14 +37,14 @@ def _text(row: Row, name: str) -> str:
 
 
 def mutates(row: Any) -> dict[str, Any]:
-    made = chatlog(row)
+    made = speakers(row)
     row.pop("bot")
     return made
 
 
 def shares(row: Any) -> dict[str, Any]:
     """What it returns is part of what it was given."""
-    made = chatlog(row)
+    made = speakers(row)
     made["messages"] = row.setdefault("messages", made["messages"])
     return made
 
@@ -54,7 +54,7 @@ _speakers: set[str] = set()
 
 def remembers(row: Row) -> dict[str, Any]:
     """Whoever was a bot in one row is a bot in all rows after it."""
-    made = chatlog(row)
+    made = speakers(row)
     _speakers.add(row["bot"])
     for line, message in zip(row["log"].splitlines(), made["messages"], strict=True):
         if line.partition(":")[0] in _speakers:
@@ -64,7 +64,7 @@ def remembers(row: Row) -> dict[str, Any]:
 
 def swallows(row: Row) -> dict[str, Any]:
     try:
-        return chatlog(row)
+        return speakers(row)
     except RowProblem:
         return {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "?"}]}
 
@@ -72,7 +72,7 @@ def swallows(row: Row) -> dict[str, Any]:
 def misnames(row: Row) -> dict[str, Any]:
     """Lets a bad row through, to fail under the name of a canonical field."""
     try:
-        return chatlog(row)
+        return speakers(row)
     except RowProblem:
         return {"messages": []}
 
@@ -80,13 +80,15 @@ def misnames(row: Row) -> dict[str, Any]:
 def heavy(row: Row) -> dict[str, Any]:
     import numpy  # noqa: F401
 
-    return chatlog(row)
+    return speakers(row)
 
 
 @hookimpl
 def tunekit_formats() -> list[DataFormatSpec]:
     return [
-        DataFormatSpec(name="chatlog", schema="conversation", columns=("log", "bot"), target="sabotage_formats:chatlog")
+        DataFormatSpec(
+            name="speakers", schema="conversation", columns=("log", "bot"), target="sabotage_formats:speakers"
+        )
     ]
 
 
@@ -97,7 +99,7 @@ class _One:
 
     def __init__(self, **fields: Any) -> None:
         self.spec = DataFormatSpec(
-            **{"schema": "conversation", "columns": ("log", "bot"), "target": "sabotage_formats:chatlog", **fields}
+            **{"schema": "conversation", "columns": ("log", "bot"), "target": "sabotage_formats:speakers", **fields}
         )
 
     @hookimpl
