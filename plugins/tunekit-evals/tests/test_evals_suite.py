@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tunekit.errors import DataError
+from tunekit.plugins import ChoiceRequest, Response, ScoredRow, benchmark
 from tunekit.testing import BenchmarkSuite
 
 
@@ -46,3 +50,42 @@ class TestGsm8kPublished(BenchmarkSuite):
         return shared_data / "gsm8k"
 
     test_prompts_match_the_snapshot = None
+
+
+CAPITALS = {"Peru": "Lima", "Mali": "Bamako", "Chile": "Santiago", "the Republic of Fiji": "Suva"}
+
+
+@benchmark(name="capitals-inline", needs="loglikelihood", sample=True)
+class Capitals:
+    """Without a package, worked examples, parts and groups: a benchmark needs none of them."""
+
+    def rows(self, source: Path | None, options: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        if source is not None:
+            raise DataError(f"Capitals are not read from {source}.", details={"file": str(source)})
+        for country, capital in CAPITALS.items():
+            yield {"id": country, "country": country, "capital": capital}
+
+    def request(self, row: Mapping[str, Any]) -> ChoiceRequest:
+        choices = tuple(f" {capital}" for capital in CAPITALS.values())
+        return ChoiceRequest(context=f"The capital of {row['country']} is", choices=choices)
+
+    def judge(self, row: Mapping[str, Any], response: Response) -> ScoredRow:
+        prediction = tuple(CAPITALS.values())[response.logprobs.index(max(response.logprobs))]
+        return ScoredRow(
+            id=row["id"],
+            prompt_hash="",
+            prediction=prediction,
+            target=row["capital"],
+            correct=prediction == row["capital"],
+            logprobs=response.logprobs,
+            truncated=response.truncated,
+        )
+
+    def protocol(self) -> Mapping[str, Any]:
+        return {"metric": "acc", "shots": 0}
+
+
+class TestCapitals(BenchmarkSuite):
+    name = "inline/capitals-inline"
+    plugins = (Capitals,)
+    constant_share = 1 / 4
