@@ -131,7 +131,7 @@ def test_the_example_is_found_used_and_removed_without_a_trace(fresh: Fresh, tmp
         "tunekit-example/rtn 0.1.0",
     ]
     assert result["steps"][1]["model"]["quantized"] == "rtn int8"
-    assert (result["scores"]["capitals"]["n"], result["scores"]["capitals"]["source"]) == (12, "sample")
+    assert (result["scores"]["capitals"]["n"], result["scores"]["capitals"]["comparable"]) == (12, False)
     logged = (tmp_path / "metrics.csv").read_text().splitlines()
     assert sum(",sft," in line and ",loss," in line for line in logged) == 2
 
