@@ -88,13 +88,27 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert made.returncode == 0
     assert made.stderr.strip() == "[]"
-    for word in ("demo", "run", "explain", "check", "plugins", "doctor", "Exit codes", "130"):
+    for word in ("demo", "run", "explain", "check", "plugins", "plugin", "doctor", "Exit codes", "130"):
         assert word in made.stdout
 
 
-@pytest.mark.parametrize("name", ["demo", "run", "explain", "check", "plugins", "doctor"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "demo",
+        "run",
+        "explain",
+        "check",
+        "plugins",
+        "plugins show",
+        "plugins check",
+        "plugins new",
+        "plugin new",
+        "doctor",
+    ],
+)
 def test_every_command_documents_the_exit_codes(name: str) -> None:
-    result = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     assert "Exit codes" in result.output and "5 another run holds the work folder" in " ".join(result.output.split())
 
@@ -104,7 +118,8 @@ def test_the_reference_lists_every_exit_code_and_command() -> None:
     for code in exits.ExitCode:
         assert f"\n| {int(code)} | " in page
         assert f"{int(code)} " in exits.HELP
-    for name in ("demo", "run", "explain", "check", "plugins", "doctor"):
+    names = ("demo", "run", "explain", "check", "plugins", "plugins show", "plugins check", "plugin new", "doctor")
+    for name in names:
         assert f"tunekit {name}" in page
 
 
@@ -426,6 +441,54 @@ def test_plugins_marks_a_name_that_two_offer(toy: dict[str, str], tmp_path: Path
     made = call(toy, tmp_path, "plugins")
     assert "several offer toybench: write twin/toybench" in made.stdout
     assert "several offer toybench: write toy/toybench" in made.stdout
+
+
+def test_show_lists_every_option_with_type_default_and_help(toy: dict[str, str], tmp_path: Path) -> None:
+    made = call(toy, tmp_path, "plugins", "show", "trainer", "align/dpo", "--json")
+    document = json.loads(made.stdout)
+    assert (document["id"], document["stage"], document["provider"]) == ("toy/dpo", "align", "toy")
+    assert document["ready"] and document["file"].endswith("toy_plugin.py")
+    options = {option["name"]: option for option in document["options"]}
+    assert (options["rate"]["type"], options["rate"]["default"], options["rate"]["required"]) == ("number", 0.5, False)
+    assert options["limit"]["type"] == "integer >= 1 | None" and options["on_bad_row"]["type"] == '"error" | "skip"'
+    assert options["limit"]["help"] == "Use the first rows only."
+    people = call(toy, tmp_path, "plugins", "show", "trainer", "dpo", "--stage", "align").stdout
+    for text in ("trainer align dpo", "toy/dpo", "rate  number, default 0.5", "Use the first rows only."):
+        assert text in people
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("benchmrk", "toybench"), "unknown-kind", "benchmark"),
+        (("benchmark", "toybnch"), "unknown-benchmark", "toybench"),
+        (("trainer", "dqo"), "unknown-method", "align/dpo"),
+        (("trainer", "dpo", "--stage", "algn"), "unknown-stage", "align"),
+        (("trainer", "align/dpoo"), "unknown-method", "dpo"),
+    ],
+)
+def test_show_names_the_nearest(
+    toy: dict[str, str], tmp_path: Path, arguments: tuple[str, ...], code: str, says: str
+) -> None:
+    made = call(toy, tmp_path, "plugins", "show", *arguments, "--json")
+    error = json.loads(made.stdout)["error"]
+    assert made.returncode == 2 and error["code"] == code
+    assert says in error["suggestions"]
+
+
+def test_show_gives_the_install_line_of_what_is_missing(toy: dict[str, str], tmp_path: Path) -> None:
+    info = tmp_path / "site" / "needy-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: needy\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[tunekit]\nneedy = needy_plugin\n")
+    (tmp_path / "site" / "needy_plugin.py").write_text(
+        "from tunekit.plugins import BenchmarkSpec, hookimpl\napi_version = 1\n@hookimpl\ndef tunekit_benchmarks():\n"
+        "    return [BenchmarkSpec(name='needy', target='a.b:C',requires=('pluggy>=99','rich>=1'), options='a.b:O')]\n"
+    )
+    made = call(toy, tmp_path, "plugins", "show", "benchmark", "needy")
+    assert made.returncode == 0, made.stderr
+    assert "pip install 'pluggy>=99'" in made.stdout and "rich>=1  met" in made.stdout
+    assert "Its options cannot be read" in made.stdout
 
 
 def test_doctor_reports_this_machine() -> None:
