@@ -502,7 +502,7 @@ def test_wrong_options_of_a_decorated_step_are_found(tmp_path: Path) -> None:
     class CountOptions(Options):
         many: int = 3
 
-    @tunekit.plugins.step(name="count", makes="report", options=CountOptions)
+    @tunekit.plugins.step(name="count", makes="report", options=CountOptions, verb="count_it")
     class Count:
         def run(self, ctx: Any) -> Any:
             return Artifact(kind="report", metrics={"many": float(ctx.options.many)})
@@ -514,6 +514,9 @@ def test_wrong_options_of_a_decorated_step_are_found(tmp_path: Path) -> None:
     assert [(f.code, f.details["suggestions"]) for f in bad if f.level == "error"] == [("unknown-option", ["many"])]
     result = Pipeline(model=str(model), session=one).step("count", many=4).run(workdir=tmp_path / "w")
     assert result.step("count").artifact.metrics == {"many": 4.0}
+    assert (
+        Pipeline(model=str(model), session=one).count_it(many=4).plan == Pipeline(str(model)).step("count", many=4).plan
+    )
 
 
 # Packaged
@@ -524,28 +527,32 @@ def test_a_packaged_plugin_may_decorate_too(tmp_path: Path, monkeypatch: pytest.
     info = tmp_path / "acme_marks-3.1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-marks\nVersion: 3.1\n")
-    (info / "entry_points.txt").write_text("[tunekit]\nmarks = acme_marks\n")
-    (tmp_path / "acme_marks.py").write_text(
-        "from tunekit.plugins import exporter, hookimpl\n"
-        "from acme_lender import Lent\n"
-        "@exporter(name='marked')\n"
-        "class Marked:\n"
-        "    def run(self, ctx): ...\n"
+    (info / "entry_points.txt").write_text(
+        "[tunekit]\nmodule = acme_marks\nobject = acme_marks_two:PLUGIN\nclass = acme_marks_two:Direct\n"
     )
+    component = "@exporter(name='{}')\nclass {}:\n    def run(self, ctx): ...\n"
     (tmp_path / "acme_lender.py").write_text(
-        "from tunekit.plugins import exporter\n"
-        "@exporter(name='lent')\n"
-        "class Lent:\n"
-        "    def run(self, ctx): ...\n"
-    )  # fmt: skip
+        "from tunekit.plugins import exporter\n" + component.format("lent", "Lent"),
+    )
+    (tmp_path / "acme_marks.py").write_text(
+        "from tunekit.plugins import exporter\nfrom acme_lender import Lent\n" + component.format("marked", "Marked")
+    )
+    (tmp_path / "acme_marks_two.py").write_text(
+        "from tunekit.plugins import exporter\nfrom acme_lender import Lent\n"
+        + component.format("held", "Held")
+        + component.format("direct", "Direct")
+        + "class Plugin:\n    held = Held\n    lent = Lent\nPLUGIN = Plugin()\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     try:
         one = Session(settings=Settings(allowed_plugins=("Acme_Marks",)))
-        (entry,) = one.components("exporter")
-        assert (entry.component.id, entry.component.version) == ("acme-marks/marked", "3.1")
-        assert one.load(entry.component) is sys.modules["acme_marks"].Marked
-        lender = session(sys.modules["acme_lender"])
-        assert lender.components("exporter")[0].component.id == "inline/lent"
+        found = {entry.component.id: entry.component.version for entry in one.components("exporter")}
+        assert found == {"acme-marks/marked": "3.1", "acme-marks/held": "3.1", "acme-marks/direct": "3.1"}
+        marked = sys.modules["acme_marks"].Marked
+        assert one.load(one.registry.find("exporter", "marked").component) is marked
+        again = Session(plugins=[marked], settings=Settings(allowed_plugins=("Acme_Marks",)))
+        assert again.registry.find("exporter", "marked").component.id == "acme-marks/marked", "it is there already"
+        assert session(sys.modules["acme_lender"]).components("exporter")[0].component.id == "inline/lent"
     finally:
-        for name in ("acme_marks", "acme_lender"):
+        for name in ("acme_marks", "acme_marks_two", "acme_lender"):
             sys.modules.pop(name, None)

@@ -128,9 +128,10 @@ def decorated_in(plugin: Any, *, own: bool) -> Iterator[Any]:
 
     Args:
         plugin: the module or object.
-        own: leave out what a module has imported from other packages.
+        own: leave out what comes from other packages.
     """
-    top = getattr(plugin, "__name__", "").partition(".")[0]
+    home = plugin.__name__ if isinstance(plugin, types.ModuleType) else type(plugin).__module__
+    top = home.partition(".")[0]
     given: set[int] = set()
     for _, static in _statics(plugin):
         thing = static.__func__ if isinstance(static, staticmethod) else static
