@@ -18,6 +18,7 @@ BUGS = [
     ("UnseededStart", "test_start_depends_on_the_seed_alone", "global random state"),
     ("KeepsWrappers", "test_merge_leaves_a_plain_model", "wrapper modules stay around the layers"),
     ("MergesInHalfPrecision", "test_merge_is_as_exact_as_the_bases_type", "the sum rounded once"),
+    ("HalfAdapter", "test_merge_is_as_exact_as_the_bases_type", "AdamW updates are lost"),
     ("DropoutInEvaluation", "test_dropout_is_off_in_evaluation", "functional dropout"),
 ]
 

@@ -129,6 +129,17 @@ class MergesInHalfPrecision(LoraAdapter):
         return model.merge_and_unload(safe_merge=True)
 
 
+class HalfAdapter(LoraAdapter):
+    """The adapter's weights have the base's type."""
+
+    def attach(self, model: Any, *, seed: int) -> Any:
+        attached = super().attach(model, seed=seed)
+        for parameter in attached.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(next(model.parameters()).dtype)
+        return attached
+
+
 class _AlwaysOn(torch.nn.Module):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.dropout(values, 0.5, training=True)
@@ -157,6 +168,7 @@ BUGGY = (
     UnseededStart,
     KeepsWrappers,
     MergesInHalfPrecision,
+    HalfAdapter,
     DropoutInEvaluation,
 )
 

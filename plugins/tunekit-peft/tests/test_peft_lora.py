@@ -1,4 +1,4 @@
-"""LoRA: identity at the start, exact merge, nothing left behind, clear refusals."""
+"""LoRA beyond what the suite of all adapters asks: which weights, exact numbers, clear refusals."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from tunekit.errors import OptionsError, StepError
-from tunekit.plugins import Adapter
 from tunekit_peft.adapter import LoraAdapter, linear_names
 from tunekit_peft.options import LoraOptions
 from tunekit_peft.plugin import tunekit_adapters
@@ -63,93 +61,54 @@ def train(model: Any, steps: int = 6, lr: float = 5e-3) -> list[float]:
     return losses
 
 
-VARIANTS = [
-    LoraOptions(),
-    LoraOptions(r=4, alpha=4.0, targets=["q_proj", "v_proj"]),
-    LoraOptions(rslora=True, init="gaussian"),
-    LoraOptions(dora=True),
-    LoraOptions(dropout=0.1),
-]
-
-
-@pytest.mark.parametrize("options", VARIANTS, ids=["default", "targets", "rslora-gaussian", "dora", "dropout"])
-@pytest.mark.parametrize("tied", [True, False])
-def test_identity_train_merge_reload(options: LoraOptions, tied: bool, tmp_path: Path) -> None:
-    base = llama(tied=tied)
-    before = probe(base)
+def test_what_is_trained_saved_and_changed(tmp_path: Path) -> None:
+    base = llama()
     weights = {name: value.clone() for name, value in base.state_dict().items()}
-    adapter = LoraAdapter(options)
-    assert isinstance(adapter, Adapter)
-
+    adapter = LoraAdapter(LoraOptions(dropout=0.1))
     model = adapter.attach(base, seed=1)
-    model.eval()
-    torch.testing.assert_close(probe(model), before, atol=1e-6, rtol=0)
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trainable and all("lora_" in name for name in trainable)
-    assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
     assert not any("lm_head" in name or "embed" in name for name in trainable)
-
-    losses = train(model)
-    assert losses[-1] < losses[0]
-    trained = probe(model)
-    assert (trained - before).abs().max() > 1e-3
-    with adapter.detached(model):
-        assert torch.equal(probe(model), before)
-    assert torch.equal(probe(model), trained)
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == trainable
-
+    train(model)
     adapter.save(model, tmp_path / "adapter")
     assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
-    again = PeftModel.from_pretrained(llama(tied=tied), str(tmp_path / "adapter")).eval()
-    torch.testing.assert_close(probe(again), trained, atol=1e-6, rtol=0)
-
     merged = adapter.merge(model)
-    assert merged is base
-    torch.testing.assert_close(probe(merged), trained, atol=1e-5, rtol=0)
-    assert type(merged) is LlamaForCausalLM
-    assert set(merged.state_dict()) == set(weights)
-    assert not any("lora" in name for name, _ in merged.named_modules())
-    assert not hasattr(merged, "peft_config")
-    assert not getattr(merged, "_hf_peft_config_loaded", False)
-    assert all(p.requires_grad for p in merged.parameters())
-    assert (merged.lm_head.weight is merged.model.embed_tokens.weight) is tied
-    assert merged.config.tie_word_embeddings is tied
-
-    merged.save_pretrained(tmp_path / "merged")
-    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
-    assert torch.equal(probe(reloaded), probe(merged))
-    assert (reloaded.lm_head.weight is reloaded.model.embed_tokens.weight) is tied
+    assert merged is base and all(p.requires_grad for p in merged.parameters())
     changed = {name for name, value in merged.state_dict().items() if not torch.equal(value, weights[name])}
     assert changed and all("_proj" in name for name in changed)
 
     # A second adapter goes onto the merged model as onto any other.
+    before = probe(merged)
     second = LoraAdapter(LoraOptions(r=2)).attach(merged, seed=2)
-    torch.testing.assert_close(probe(second.eval()), probe(reloaded), atol=1e-6, rtol=0)
+    torch.testing.assert_close(probe(second.eval()), before, atol=1e-6, rtol=0)
 
 
-def test_start_depends_on_the_seed_alone_and_leaves_the_callers_random_state() -> None:
-    def start(seed: int, global_seed: int) -> dict[str, torch.Tensor]:
-        torch.manual_seed(global_seed)
-        expected = torch.random.get_rng_state()
-        model = LoraAdapter(LoraOptions()).attach(llama(), seed=seed)
-        assert torch.equal(torch.random.get_rng_state(), expected)
-        return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-
-    first, same, other = start(5, 0), start(5, 123), start(6, 0)
-    assert all(torch.equal(first[name], same[name]) for name in first)
-    assert any(not torch.equal(first[name], other[name]) for name in first)
-
-
-def test_half_precision_base_keeps_its_type_and_the_adapter_is_float32() -> None:
-    base = llama(dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_merged_as_float32_rounded_once(dtype: torch.dtype) -> None:
+    base = llama(dtype=dtype)
     adapter = LoraAdapter(LoraOptions())
     model = adapter.attach(base, seed=0)
-    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    layer = model.base_model.model.model.layers[1].mlp.up_proj
+    with torch.no_grad():
+        layer.lora_B["default"].weight.normal_(0, 0.05, generator=torch.Generator().manual_seed(0))
+    a, b = (getattr(layer, name)["default"].weight.detach() for name in ("lora_A", "lora_B"))
+    expected = (layer.base_layer.weight.float() + 2.0 * (b @ a)).to(dtype)  # alpha / r is 2
     merged = adapter.merge(model)
-    assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in merged.parameters()} == {dtype}
+    assert torch.equal(merged.model.layers[1].mlp.up_proj.weight, expected)
+
+
+def test_a_merge_beyond_the_range_of_float16_is_refused() -> None:
+    adapter = LoraAdapter(LoraOptions())
+    model = adapter.attach(llama(dtype=torch.float16), seed=0)
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "lora_B" in name).fill_(1e6)
+    with pytest.raises(StepError) as caught:
+        adapter.merge(model)
+    assert caught.value.code == "merge-not-finite"
 
 
 def test_targets_on_a_model_with_conv1d_layers() -> None:
