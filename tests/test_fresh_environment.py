@@ -1,7 +1,8 @@
 """A new virtual environment, wheels, and nothing else: the example plugin comes and goes, and the tutorial works.
 
 The environment is made once. It gets tunekit and two of its plugins from wheels that are built here, everything else
-from the package registry, in the versions of ``constraints.txt``.
+from the package registry, in the versions of ``constraints.txt``. The wheels are installed by their paths: the registry
+holds another package called tunekit.
 """
 
 from __future__ import annotations
@@ -78,7 +79,11 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Fresh:
     made.run(sys.executable, *pip, "wheel", "--no-deps", "--no-build-isolation", "-w", made.wheels, *sources)
     made.run(sys.executable, "-m", "venv", made.home / "venv")
     made.run(made.bin / "python", *pip, "install", TORCH)
-    made.run(made.bin / "python", *pip, "install", "tunekit[testing]", "tunekit-transformers", "tunekit-evals")
+    (core,) = made.wheels.glob("tunekit-*.whl")
+    others = [next(made.wheels.glob(f"tunekit_{name}-*.whl")) for name in ("transformers", "evals")]
+    made.run(made.bin / "python", *pip, "install", f"{core}[testing]", *others)
+    code = "import importlib.metadata as m; print(m.distribution('tunekit').read_text('direct_url.json'))"
+    assert made.wheels.as_uri() in made.run(made.bin / "python", "-c", code), "tunekit comes from the wheel built here"
     return made
 
 

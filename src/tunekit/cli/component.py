@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "component_data", "component_view", "find", "option_rows"]
 
-KINDS = tuple(sorted(cls.kind for cls in vars(specs).values() if isinstance(cls, type) and getattr(cls, "kind", "")))
+KINDS = tuple(
+    sorted(
+        cls.kind
+        for cls in vars(specs).values()
+        if isinstance(cls, type) and issubclass(cls, specs.Spec) and cls is not specs.Spec
+    )
+)
 """Every kind of component."""
 
 _BASE = {field.name for field in fields(specs.Spec)}
