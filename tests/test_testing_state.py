@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from tunekit.testing import watch_global_state
+from tunekit.testing.state import global_state, state_changes
 
 
 def set_environment(stack: ExitStack) -> None:
@@ -127,8 +128,10 @@ def test_a_change_is_named_and_alone(change: Callable[[ExitStack], None]) -> Non
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_change_that_is_put_back_is_none(change: Callable[[ExitStack], None]) -> None:
-    with watch_global_state(), ExitStack() as stack:
+    before = global_state()
+    with ExitStack() as stack:
         change(stack)
+    assert state_changes(before, global_state()) == []
 
 
 def test_several_changes_are_all_named() -> None:

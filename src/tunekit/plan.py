@@ -243,7 +243,7 @@ class Plan:
     """The whole pipeline as plain data.
 
     ``model`` is a reference (folder, GGUF file, hub id, short name, or ``object:...`` for one in memory), or None for
-    the embedded default. ``settings`` holds what applies to all steps besides ``adapter`` and ``seed``.
+    the embedded default. ``adapter``, ``seed`` and ``trackers`` apply to all steps.
     """
 
     model: str | None = None

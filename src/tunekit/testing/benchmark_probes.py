@@ -176,6 +176,10 @@ def answer_leaks(benchmark: Any, rows: Sequence[Row], only: Sequence[str] | None
         rows: rows to look at.
         only: the fields to look at; None: those that change the target.
         others: how many other rows' values to try for each.
+
+    Raises:
+        AssertionError: if rows have different right answers, but no field could be found that decides one: nothing
+            would have been tried.
     """
     found: dict[str, list[tuple[int, str]]] = {}
     for index, row in enumerate(rows):
@@ -195,6 +199,12 @@ def answer_leaks(benchmark: Any, rows: Sequence[Row], only: Sequence[str] | None
                 tried += 1
                 gives_away = _gives_away(request, new_request, target, new_target, forced=only is not None)
                 found.setdefault(name, []).append((gives_away, _difference(request, new_request)))
+    if not found and len({target_of(benchmark, row) for row in rows}) > 1:
+        where = "any field" if only is None else f"the fields {', '.join(only)}"
+        raise AssertionError(
+            f"whether the answer leaks cannot be tried: changing {where} of a row to another row's value never gave "
+            "another right answer. Keep the answer in a field of the row, and name it in answer_fields"
+        )
     leaks = []
     for name, pairs in found.items():
         seen = [text for gives_away, text in pairs if gives_away]

@@ -27,8 +27,7 @@ from tunekit.testing.model_probes import (
     tokenizer_differences,
     told,
 )
-from tunekit.testing.sessions import isolated_session
-from tunekit.testing.suite import Suite, _plugin, find_entry
+from tunekit.testing.suite import Suite, find_entry, suite_session
 
 if TYPE_CHECKING:
     from tunekit._registry import Entry
@@ -318,7 +317,7 @@ class QuantizerSuite(Suite):
         return pipeline.quantize(scheme, method=self.name, **wanted)
 
     def _session(self, *plugins: Any) -> Session:
-        return isolated_session(*(_plugin(plugin) for plugin in self.plugins), *plugins)
+        return suite_session(self.plugins, *plugins)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """One test for each scheme."""
@@ -378,7 +377,7 @@ def attached_by_default(model: Any, session: Session) -> Any:
 def _schemes(cls: type[QuantizerSuite]) -> list[str]:
     if cls.schemes:
         return list(cls.schemes)
-    session = isolated_session(*(_plugin(plugin) for plugin in cls.plugins))
+    session = suite_session(cls.plugins)
     spec = find_entry(session, cls.__name__, cls.kind, cls.name).spec
     found = list(getattr(spec, "schemes", ()))
     if not found:

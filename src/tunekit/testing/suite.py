@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -48,12 +48,17 @@ class Suite:
     @pytest.fixture
     def session(self) -> Session:
         """A session with the installed plugins and those of ``plugins``. The environment plays no part."""
-        return isolated_session(*(_plugin(plugin) for plugin in self.plugins))
+        return suite_session(self.plugins)
 
     @pytest.fixture
     def entry(self, session: Session) -> Entry:
         """The component that is tested."""
         return find_entry(session, type(self).__name__, self.kind, self.name, self.stage)
+
+
+def suite_session(plugins: Iterable[Any], *further: Any) -> Session:
+    """A session with the installed plugins, those that a suite names, and ``further`` ones."""
+    return isolated_session(*(_plugin(plugin) for plugin in plugins), *further)
 
 
 def _plugin(plugin: Any) -> Any:

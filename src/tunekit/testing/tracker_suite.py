@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,8 +20,7 @@ from tunekit.events import Event, MetricLogged, RunFinished, event_to_dict
 from tunekit.testing import toys
 from tunekit.testing.children import call_in_child, reference
 from tunekit.testing.recording import RecordingEvents
-from tunekit.testing.sessions import isolated_session
-from tunekit.testing.suite import Suite, _plugin
+from tunekit.testing.suite import Suite, suite_session
 
 if TYPE_CHECKING:
     from tunekit._registry import Entry
@@ -105,7 +104,7 @@ class TrackerSuite(Suite):
     @pytest.fixture
     def session(self) -> Session:
         """Installed plugins, those of ``plugins``, and the toy steps."""
-        return isolated_session(*(_plugin(plugin) for plugin in self.plugins), toys)
+        return suite_session(self.plugins, toys)
 
     @pytest.fixture
     def calls(self, session: Session, entry: Entry, monkeypatch: pytest.MonkeyPatch) -> _Calls:
@@ -238,7 +237,11 @@ class TrackerSuite(Suite):
         here, home = tmp_path / "here", tmp_path / "home"
         here.mkdir()
         home.mkdir()
-        with contextlib.chdir(here), _variables(HOME=str(home), XDG_CACHE_HOME=None, XDG_CONFIG_HOME=None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(here)
+            patch.setenv("HOME", str(home))
+            for variable in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+                patch.delenv(variable, raising=False)
             self._run(session, options, tmp_path / "run")
         found = [str(path.relative_to(tmp_path)) for folder in (here, home) for path in sorted(folder.rglob("*"))]
         assert not found, (
@@ -376,21 +379,3 @@ def _open_files(folder: Path) -> set[str]:
             if target.startswith(f"{folder.resolve()}{os.sep}"):
                 found.add(target)
     return found
-
-
-@contextlib.contextmanager
-def _variables(**values: str | None) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    try:
-        _set_variables(values)
-        yield
-    finally:
-        _set_variables(before)
-
-
-def _set_variables(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value

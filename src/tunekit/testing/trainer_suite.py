@@ -21,9 +21,7 @@ from tunekit.testing import trainer_rows
 from tunekit.testing.fakes import tiny_pair, toy_rows
 from tunekit.testing.model_probes import distance, logits, tokenizer_differences, told
 from tunekit.testing.recording import RecordingEvents
-from tunekit.testing.sessions import isolated_session
-from tunekit.testing.suite import Suite, find_entry
-from tunekit.testing.suite import _plugin as load_plugin
+from tunekit.testing.suite import Suite, find_entry, suite_session
 from tunekit.testing.trainer_trial import (
     KeptModel,
     Trained,
@@ -148,7 +146,7 @@ class TrainerSuite(Suite):
     @pytest.fixture
     def session(self, kept_model: KeptModel) -> Session:
         """A session with the installed plugins, those of ``plugins``, and one that looks on."""
-        return isolated_session(*(load_plugin(plugin) for plugin in self.plugins), kept_model)
+        return suite_session(self.plugins, kept_model)
 
     @pytest.fixture
     def entry(self, session: Session) -> Entry:
