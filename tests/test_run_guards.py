@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import toy_plugin
 
-from tunekit import storage
+from tunekit import plugins, storage
 from tunekit._stream import EventStream
 from tunekit.cancel import CancelToken
-from tunekit.errors import DataError, PluginError, RunCancelled, StepError, WorkdirLockedError
+from tunekit.errors import DataError, PluginError, RunCancelled, StepError, TunekitError, WorkdirLockedError
 from tunekit.events import CheckpointSaved, Event, MetricLogged, Notice, StepStarted
 from tunekit.pipeline import Pipeline
 from tunekit.plugins import TrackerSpec, hookimpl
@@ -200,3 +200,50 @@ def test_a_component_that_exits_fails_its_step(
     monkeypatch.setattr(toy_plugin.ToyCrash, "run", lambda self, ctx: sys.exit(3))
     with pytest.raises(StepError, match="SystemExit: 3"):
         Pipeline(model=tmp_path / "base").sft(method="crash", data=TEXT).run(workdir=tmp_path / "w", session=session)
+
+
+@plugins.benchmark(name="broken-bench", sample=True)
+class BrokenBenchmark(toy_plugin.ToyBench):
+    def __init__(self) -> None:
+        raise ZeroDivisionError("one over nothing")
+
+
+@plugins.adapter(name="broken-adapter")
+class BrokenAdapter:
+    def __init__(self, options: Any) -> None:
+        raise ZeroDivisionError("one over nothing")
+
+    attach = save = merge = detached = lambda self, *arguments, **options: None
+
+
+@plugins.model(name="broken-model")
+def broken_model() -> Any:
+    raise SystemExit(3)
+
+
+@plugins.dataset(name="broken-data", schema="text")
+def broken_data() -> Any:
+    raise ZeroDivisionError("one over nothing")
+
+
+BROKEN = [
+    (BrokenBenchmark, lambda p, text: p.pretrain(text).evaluate(["broken-bench"])),
+    (BrokenAdapter, lambda p, text: p.pretrain(text).sft(text, adapter="broken-adapter")),
+    (broken_data, lambda p, text: p.pretrain("inline/broken-data")),
+]
+
+
+@pytest.mark.parametrize("plugin,build", BROKEN, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_component_that_cannot_be_made_is_named(plugin: Any, build: Any, tmp_path: Path) -> None:
+    session = Session(plugins=[toy_plugin, plugin], autoload=False)
+    with pytest.raises(TunekitError) as caught:
+        build(Pipeline(session=session), TEXT).run(tmp_path)
+    assert "inline/broken-" in str(caught.value) and "ZeroDivisionError: one over nothing" in str(caught.value)
+    if isinstance(caught.value, PluginError):
+        assert caught.value.code == "component-failed" and "one over nothing" in caught.value.details["traceback"]
+
+
+def test_a_model_that_ends_the_program_is_a_finding() -> None:
+    session = Session(plugins=[toy_plugin, broken_model], autoload=False)
+    findings = Pipeline("broken-model", session=session).sft(TEXT).check()
+    assert [finding.code for finding in findings if finding.level == "error"] == ["component-failed"]

@@ -157,7 +157,7 @@ def _open_benchmarks(step: ResolvedStep, session: Session) -> tuple[BenchmarkJob
         jobs.append(
             BenchmarkJob(
                 component=component,
-                benchmark=session.load(component)(),
+                benchmark=session.create(component),
                 source=source,
                 source_label=label,
                 needs=spec.needs,

@@ -180,7 +180,7 @@ class _Run:
 
     def _tracker(self, component: ComponentRef, options: Mapping[str, Any]) -> Tracker:
         try:
-            made = self._made_with(component, options)
+            made = self.session.load(component)(self.session.parse_options(component, options))
         except TunekitError as error:
             error.details.setdefault("tracker", component.id)
             raise
@@ -439,14 +439,12 @@ class _Run:
             _emit=emit,
         )
 
-    def _made_with(self, component: ComponentRef, options: Mapping[str, Any]) -> Any:
-        return self.session.load(component)(self.session.parse_options(component, options))
-
     def _adapter(self, item: Work) -> Adapter | None:
         adapter = item.step.adapter
         if adapter is None:
             return None
-        made = self._made_with(adapter.component, adapter.options)
+        options = self.session.parse_options(adapter.component, adapter.options)
+        made = self.session.create(adapter.component, options)
         if not isinstance(made, Adapter):
             raise PluginError(
                 f"{adapter.component.id} is not an adapter.",

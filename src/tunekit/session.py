@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -144,6 +145,28 @@ class Session:
             return entry.value
         return self._import(component, component.target, "target")
 
+    def create(self, component: ComponentRef, *arguments: Any) -> Any:
+        """Import a component's target and call it with ``arguments``.
+
+        Raises:
+            PluginError: if the call fails; what a plugin raises on purpose, a ``TunekitError``, comes out unchanged.
+            MissingDependencyError: as :meth:`load` does.
+        """
+        target = self.load(component)
+        try:
+            return target(*arguments)
+        except TunekitError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise PluginError(
+                f"The {component.kind} {component.label} cannot be made.",
+                code="component-failed",
+                asked=component.target,
+                found=f"{type(error).__name__}: {error}",
+                fix=f"update {component.provider}, or report it to its authors; details['traceback'] has the traceback",
+                details={"component": component.id, "traceback": traceback.format_exc()},
+            ) from error
+
     def options_model(self, component: ComponentRef) -> type[Any] | None:
         """The pydantic model of a component's options, or None if it takes none. Raises as :meth:`load` does."""
         entry = self.registry.find(component.kind, component.id, component.stage)
@@ -251,7 +274,7 @@ class Session:
             return MemorySource(ref, _object(ref, objects))
         component = self.model_component(ref)
         if component is not None:
-            source: ModelSource = self.load(component)()
+            source: ModelSource = self.create(component)
             return source
         found = self.hooks.resolve_model(ref)
         if found is None:
@@ -328,7 +351,7 @@ class Session:
             spec = self.spec(component)
             assert isinstance(spec, DatasetSpec)
             self._no_reading(component.id, format, columns)
-            return data.canonical_dataset(component.id, spec.schema, self.load(component)(), **wanted)
+            return data.canonical_dataset(component.id, spec.schema, self.create(component), **wanted)
         found = self.hooks.resolve_dataset(ref)
         if found is not None:
             self._no_reading(found.name, format, columns)
