@@ -452,8 +452,10 @@ def test_show_lists_every_option_with_type_default_and_help(toy: dict[str, str],
     assert (options["rate"]["type"], options["rate"]["default"], options["rate"]["required"]) == ("number", 0.5, False)
     assert options["limit"]["type"] == "integer >= 1 | None" and options["on_bad_row"]["type"] == '"error" | "skip"'
     assert options["limit"]["help"] == "Use the first rows only."
+    assert (options["limit"]["unit"], options["rate"]["unit"]) == ("rows", "")
     people = call(toy, tmp_path, "plugins", "show", "trainer", "dpo", "--stage", "align").stdout
-    for text in ("trainer align dpo", "toy/dpo", "rate  number, default 0.5", "Use the first rows only."):
+    wanted = ("trainer align dpo", "toy/dpo", "rate  number, default 0.5", "None (rows), default None", "Use the first")
+    for text in wanted:
         assert text in people
 
 

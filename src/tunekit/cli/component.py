@@ -249,7 +249,7 @@ def component_view(data: Mapping[str, Any]) -> RenderableType:
         parts.append(Text("Options", style="bold"))
         for option in data["options"]:
             default = ("required", "yellow") if option["required"] else f"default {_default(option['default'])}"
-            unit = f" {option['unit']}" if option["unit"] else ""
+            unit = f" ({option['unit']})" if option["unit"] else ""
             line = Text.assemble((option["name"], "bold"), "  ", (option["type"] + unit, "cyan"), ", ", default)
             parts.append(Padding(line, (0, 0, 0, 2)))
             if option["help"]:

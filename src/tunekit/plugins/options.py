@@ -13,7 +13,11 @@ __all__ = ["DataOptions", "Options", "TrainOptions"]
 
 
 class Options(BaseModel):
-    """Base of every options model: frozen, no unknown names, no silent conversion."""
+    """Base of every options model: frozen, no unknown names, no silent conversion.
+
+    The text under a field is its help; ``Field(..., json_schema_extra={"unit": "tokens"})`` says what a number counts.
+    Both are shown by ``tunekit plugins show``.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, protected_namespaces=()
@@ -33,7 +37,7 @@ class DataOptions(Options):
     """Name of the data format, when detection should not decide, such as ``alpaca``."""
     columns: dict[str, str] | None = None
     """Canonical field to column name, such as ``{"prompt": "question", "completion": "answer"}``."""
-    limit: int | None = Field(default=None, ge=1)
+    limit: int | None = Field(default=None, ge=1, json_schema_extra={"unit": "rows"})
     """Use the first rows only."""
     on_bad_row: Literal["error", "skip"] = "error"
     """``skip`` leaves bad rows out, counts and lists them."""
@@ -42,17 +46,17 @@ class DataOptions(Options):
 class TrainOptions(DataOptions):
     """Options that every trainer of weights shares."""
 
-    epochs: float = Field(default=1.0, gt=0)
+    epochs: float = Field(default=1.0, gt=0, json_schema_extra={"unit": "passes"})
     """Passes over the data; ``max_steps`` wins."""
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1, json_schema_extra={"unit": "optimizer steps"})
     """Optimizer steps in all."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Peak learning rate. None: the trainer's default for full or adapter training, shown by ``explain``."""
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=8, ge=1, json_schema_extra={"unit": "examples"})
     """Examples per device and micro-batch."""
-    gradient_accumulation: int = Field(default=1, ge=1)
+    gradient_accumulation: int = Field(default=1, ge=1, json_schema_extra={"unit": "micro-batches"})
     """Micro-batches per optimizer step; the loss is normalised over the target tokens of all of them."""
-    max_length: int = Field(default=1024, ge=8)
+    max_length: int = Field(default=1024, ge=8, json_schema_extra={"unit": "tokens"})
     """Longest example in tokens; what is cut is counted and reported."""
     warmup: float = Field(default=0.0, ge=0)
     """Warm-up: a share of all steps below 1, a number of steps from 1."""
@@ -66,9 +70,9 @@ class TrainOptions(DataOptions):
     """Gradient clipping by global norm; 0 turns it off."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    checkpoint_every: int | None = Field(default=None, ge=1)
+    checkpoint_every: int | None = Field(default=None, ge=1, json_schema_extra={"unit": "optimizer steps"})
     """Optimizer steps between checkpoints. None: about ten times per step of the pipeline, at least every 500."""
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1, json_schema_extra={"unit": "checkpoints"})
     """How many of the newest checkpoints stay on disk."""
     seed: int | None = Field(default=None, ge=0, le=2**32 - 1)
     """Seed of this step. None: the run's seed."""

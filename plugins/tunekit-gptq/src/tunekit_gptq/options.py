@@ -29,11 +29,11 @@ class GptqOptions(DataOptions):
     """Round the columns with the largest activations first: a little more exact, slower when used."""
     damp_percent: float = Field(default=0.05, gt=0, lt=1)
     """Share of the mean diagonal that is added to the Hessian, so that it can be inverted."""
-    calibration_rows: int = Field(default=128, ge=1)
+    calibration_rows: int = Field(default=128, ge=1, json_schema_extra={"unit": "rows"})
     """Most calibration rows."""
-    calibration_tokens: int | None = Field(default=None, ge=64)
+    calibration_tokens: int | None = Field(default=None, ge=64, json_schema_extra={"unit": "tokens"})
     """Calibration ends at this many tokens. None: four for each input of the widest layer, at least 4096."""
-    max_length: int = Field(default=512, ge=8)
+    max_length: int = Field(default=512, ge=8, json_schema_extra={"unit": "tokens"})
     """Longest calibration row in tokens; longer texts are cut to pieces, longer chats at their end."""
     rest_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """Type of what is not quantized: embeddings, norms, the output layer."""

@@ -20,9 +20,9 @@ EMBEDDED_STEPS_POST = 8
 class PretrainOptions(TrainOptions):
     """Options of ``pretrain``: a Llama model from random weights, and its tokenizer."""
 
-    batch_size: int = Field(default=4, ge=1)
+    batch_size: int = Field(default=4, ge=1, json_schema_extra={"unit": "examples"})
     """Blocks per device and micro-batch."""
-    max_length: int = Field(default=128, ge=8)
+    max_length: int = Field(default=128, ge=8, json_schema_extra={"unit": "tokens"})
     """Tokens per block. Documents are packed one after the other; a longer one continues in the next block."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Peak learning rate. None: 0.003, which suits models of about a million parameters."""
@@ -32,7 +32,7 @@ class PretrainOptions(TrainOptions):
     """Course of the learning rate after warm-up."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled weight decay."""
-    vocab_size: int = Field(default=2048, ge=300)
+    vocab_size: int = Field(default=2048, ge=300, json_schema_extra={"unit": "tokens"})
     """Most tokens of the byte-level BPE tokenizer that is trained on the corpus."""
     hidden_size: int = Field(default=128, ge=8)
     """Width of the model."""
@@ -44,7 +44,7 @@ class PretrainOptions(TrainOptions):
     """Key-value heads; they must divide the attention heads."""
     intermediate_size: int | None = Field(default=None, ge=8)
     """Width of the feed-forward layers. None: 8/3 of the hidden size, rounded up to a multiple of 128."""
-    context: int = Field(default=4096, ge=8)
+    context: int = Field(default=4096, ge=8, json_schema_extra={"unit": "tokens"})
     """Longest input the model accepts, in tokens; few-shot prompts must fit."""
     tie_embeddings: bool = True
     """Share the weights of input and output embeddings."""
@@ -73,7 +73,7 @@ class PretrainOptions(TrainOptions):
 class PostPretrainOptions(TrainOptions):
     """Options of ``post_pretrain``: next-token prediction on plain text, starting from a model."""
 
-    max_length: int = Field(default=1024, ge=8)
+    max_length: int = Field(default=1024, ge=8, json_schema_extra={"unit": "tokens"})
     """Tokens per block, at most the model's context. Documents are packed one after the other."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Peak learning rate. None: 2e-5 for full training, 2e-4 through an adapter."""

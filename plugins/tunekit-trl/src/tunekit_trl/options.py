@@ -24,7 +24,7 @@ class SftOptions(TrainOptions):
     The learning rate is 2e-5 for full training and 2e-4 through an adapter unless given.
     """
 
-    epochs: float = Field(default=3.0, gt=0)
+    epochs: float = Field(default=3.0, gt=0, json_schema_extra={"unit": "passes"})
     """Passes over the data; ``max_steps`` wins. Three, as in TRL and transformers."""
     train_on: Literal["completion", "all-assistant", "last", "all"] | None = None
     """Which tokens are targets. Prompt with completion: ``completion`` (default) or ``all``. Conversation:
@@ -44,7 +44,7 @@ class DpoOptions(TrainOptions):
     the reference implementation.
     """
 
-    batch_size: int = Field(default=2, ge=1)
+    batch_size: int = Field(default=2, ge=1, json_schema_extra={"unit": "pairs"})
     """Pairs per device and micro-batch; a pair is two sequences. With neither this nor ``gradient_accumulation`` given,
     an optimizer step takes 4 micro-batches: 8 pairs, in a quarter of the memory."""
     beta: float = Field(default=0.1, gt=0)
