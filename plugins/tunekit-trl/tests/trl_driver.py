@@ -1,4 +1,4 @@
-"""Tiny models, tokenizers and hand-built step contexts."""
+"""Tokenizers and hand-built step contexts."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from tunekit.cancel import CancelToken
 from tunekit.context import StepContext
 from tunekit.data import load_dataset
 from tunekit.plan import ComponentRef, ResolvedAdapter, ResolvedStep
 from tunekit.plugins import LoadedModel
+from tunekit.testing.fakes import CHATML, SPECIALS, tiny_model
 from tunekit_peft.adapter import LoraAdapter
 from tunekit_peft.options import LoraOptions
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SPECIALS = ("<pad>", "<|im_start|>", "<|im_end|>", "<eos>", "<bos>")
+__all__ = ["CHATML", "SPECIALS", "Events", "byte_tokenizer", "context", "tiny_model"]
 
 
 def byte_tokenizer(
@@ -54,27 +50,6 @@ def byte_tokenizer(
     )
     tokenizer.chat_template = template
     return tokenizer
-
-
-def tiny_model(vocabulary: int = 280, seed: int = 0, dropout: float = 0.0, positions: int = 256) -> Any:
-    """A Llama of 2 layers and 32 channels with tied embeddings, float32."""
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=positions,
-        tie_word_embeddings=True,
-        attention_dropout=dropout,
-        bos_token_id=None,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config).float().eval()
 
 
 class Events(list[tuple[str, dict[str, Any]]]):
