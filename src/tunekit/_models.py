@@ -9,7 +9,7 @@ from typing import Any
 from tunekit import storage
 from tunekit._work import Work
 from tunekit.errors import ArtifactError, StepError
-from tunekit.plan import ResolvedPlan
+from tunekit.plan import TRAINING_KINDS, ResolvedPlan
 from tunekit.plugins.protocols import LoadedModel, ModelSource
 from tunekit.session import Session
 
@@ -42,9 +42,24 @@ class Models:
         """The step's input model: the one in memory, else from disk after its hash was compared.
 
         A step that changes the model takes it out of memory, so that no other step sees the changed weights.
+
+        Raises:
+            StepError: if all weights of a quantized model would be trained. ``check`` finds that where an earlier step
+                quantized it; a base model shows it only once it is loaded.
         """
         owner = item.input.name if item.input is not None else _BASE
         loaded = self._live.pop(owner, None) or self._from_disk(item)
+        if (
+            item.step.kind in TRAINING_KINDS
+            and item.step.adapter is None
+            and getattr(loaded.model, "is_quantized", False)
+        ):
+            raise StepError(
+                f"Step {item.name} would train all weights of a quantized model; quantized weights cannot be trained.",
+                code="quantized-training",
+                asked=str(loaded.path or self._resolved.model),
+                fix="pass the model that it was made from, and quantize after training",
+            )
         if not item.changes_model:
             self._live[owner] = loaded
         return loaded

@@ -41,6 +41,7 @@ class TestCapitals(BenchmarkSuite):
     name = "tunekit-example/capitals"
     source = QUESTIONS
     constant_share = 3 / 12
+    known_answers = {"capitals/1": "Paris", "capitals/2": "Tokyo"}
 
 
 class TestChatlog(DataFormatSuite):

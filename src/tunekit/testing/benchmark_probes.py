@@ -108,6 +108,19 @@ def right_answers(benchmark: Any, row: Row, request: ChoiceRequest) -> list[int]
     return [number for number in range(count) if benchmark.judge(row, prefers(number, count)).correct]
 
 
+def balanced(benchmark: Any, rows: Sequence[Row]) -> bool:
+    """Whether each choice is the right one equally often. False for generation."""
+    counts: dict[int, int] = {}
+    for row in rows:
+        request = benchmark.request(row)
+        if not isinstance(request, ChoiceRequest):
+            return False
+        counts |= {number: counts.get(number, 0) for number in range(len(request.choices))}
+        for number in right_answers(benchmark, row, request):
+            counts[number] += 1
+    return len(set(counts.values())) == 1
+
+
 def answer_candidates(target: str) -> Iterator[str]:
     """Usual ways to write a generated answer."""
     for form in (

@@ -55,6 +55,9 @@ class BenchmarkSuite(Suite):
     constant_share: ClassVar[float | None] = None
     """Score, known by counting, of the model that always answers the first choice; for generation, of the one that
     always writes the right answer to the first row."""
+    known_answers: ClassVar[Mapping[str, str]] = {}
+    """Id of a row to its target, read in the data by a person. Needed where every choice is right equally often: such
+    data score the same with labels shifted by one."""
     evaluator: ClassVar[str] = "tunekit-evals/evaluate"
     """Step that runs the benchmark."""
     max_new_tokens: ClassVar[int] = 12
@@ -187,6 +190,19 @@ class BenchmarkSuite(Suite):
             f"the model that always answers {always!r} scores {share} ({right} of {len(rows)} rows), known is "
             f"{self.constant_share}. Usual mistakes: labels shifted by one, a judge that accepts a part of the answer, "
             "or data that were changed"
+        )
+
+    def test_known_answers_are_the_targets(self, benchmark: Any, rows: list[Row]) -> None:
+        """What a person read as the right answer of a row is what ``judge`` compares with."""
+        found = {row["id"]: probes.target_of(benchmark, row) for row in rows}
+        for row_id, target in self.known_answers.items():
+            assert found.get(row_id) == target, (
+                f"row {row_id}: known_answers says {target!r}, the target is {found.get(row_id)!r}. Usual mistake: "
+                "labels counted from 1 in the data and from 0 in the code"
+            )
+        assert self.known_answers or not probes.balanced(benchmark, rows), (
+            "every choice is right equally often, so that labels shifted by one would give the same score: look up "
+            f"some rows in the data and write known_answers = {{{rows[0]['id']!r}: ..., {rows[-1]['id']!r}: ...}}"
         )
 
     def test_judge_is_pure_and_total(self, benchmark: Any, rows: list[Row]) -> None:

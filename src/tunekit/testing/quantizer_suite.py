@@ -264,7 +264,12 @@ class QuantizerSuite(Suite):
         alone = Pipeline(model=str(_folder(runs.get(first)))).sft(data=rows, max_steps=2)
         try:
             alone.run(session=session, workdir=tmp_path / "train", seed=0)
-        except TunekitError:
+        except TunekitError as error:
+            assert error.code != "step-crashed", told(
+                f"training on the result ends in {error}",
+                "an error that says what is wrong and what to do",
+                "nothing refuses the training, and the optimizer stumbles over weights that cannot be trained",
+            )
             return
         pytest.fail(
             told(
@@ -425,7 +430,8 @@ def _share_by_width(scheme: str, linear_share: float) -> float:
 
 def _error_by_width(scheme: str) -> float:
     width = _width(scheme)
-    return 0.05 if width >= 8 else 0.5 if width >= 4 else 1.0
+    # a model of zeros is off by 1.0
+    return 0.05 if width >= 8 else 0.5 if width >= 4 else 0.9
 
 
 def _errors(pipeline: Pipeline, session: Session) -> list[Finding]:

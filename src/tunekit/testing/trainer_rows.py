@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = ["row_length", "stop_probes", "stopping_rows", "unlearnable_rows"]
 
 _SAYINGS = (("Say red.", "red"), ("Say blue.", "blue"), ("Say green.", "green"), ("Say pink.", "pink"))
-_FAR = 400
-"""Characters: more than the suite's ``max_length`` in tokens, whatever the tokenizer."""
+_FAR = "".join(hashlib.sha256(bytes([number])).hexdigest() for number in range(32))
+"""2,048 characters without a pattern that a tokenizer could have learned: more tokens than ``max_length``."""
 
 
 def stopping_rows(shape: str) -> list[dict[str, Any]]:
@@ -48,7 +49,7 @@ def unlearnable_rows(shape: str) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: for a shape that is not known.
     """
-    far = "x" * _FAR
+    far = _FAR
     if shape == "text":
         return {"an empty text": {"text": ""}}
     if shape == "prompt_completion":

@@ -263,7 +263,8 @@ class TrainerSuite(Suite):
         one = self.step_options(1)
         mistake = (
             "labels of padding that are not ignored (-100), padding masked by id in place of length, or an attention "
-            "mask that is missing; in packed blocks: one document sees another"
+            "mask that is missing; in packed blocks: one document sees another. If the loss is a mean over target "
+            "tokens, log their number as 'tokens'; another mean is said in loss_of_batch"
         )
         if trial.model is None:
             # The tokenizer comes from the rows, so they cannot be trained on one by one.
@@ -407,6 +408,8 @@ class TrainerSuite(Suite):
     def test_no_labels_is_an_error(self, trial: Trial) -> None:
         good = trial.rows[:3]
         for number, (why, bad) in enumerate(self.unlearnable_rows(self._shape(trial.entry)).items()):
+            if "max_length" in why and "max_length" not in trial.fields:
+                continue
             try:
                 run = trial.run(
                     f"unlearnable-{number}", rows=[*good, bad], **self.step_options(1), **self.batch_options(4, 1)

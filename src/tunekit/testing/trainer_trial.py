@@ -312,15 +312,21 @@ def _origin(name: str) -> str | None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums in one order: with several threads the same run gives other last digits."""
+    """Sums in one order: with several threads the same run gives other last digits.
+
+    Raises:
+        AssertionError: if the block leaves another number of threads.
+    """
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
+        left = torch.get_num_threads()
     finally:
         torch.set_num_threads(threads)
+    assert left == 1, f"global state was changed and not put back: torch number of threads: 1 -> {left}"
 
 
 def state_of(model: Any) -> dict[str, Any]:

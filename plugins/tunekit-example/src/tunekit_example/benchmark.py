@@ -20,7 +20,8 @@ class CapitalsBenchmark:
         """The questions of this package, or those of the user's folder (``questions.jsonl`` in it) or file."""
         path = QUESTIONS if source is None else source / QUESTIONS.name if source.is_dir() else source
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            # not splitlines(): JSON text may hold other line separators as they are
+            lines = path.read_text(encoding="utf-8").split("\n")
         except OSError as error:
             raise DataError(
                 "The questions cannot be read.", asked=str(path), found=str(error), details={"file": str(path)}
