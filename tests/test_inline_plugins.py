@@ -385,6 +385,40 @@ def test_changed_code_has_another_version(old: str, new: str) -> None:
     assert version(cell(BASE)) != version(cell(BASE.replace(old, new)))
 
 
+@pytest.mark.parametrize(
+    "first,second",
+    [
+        ("range(3)", "range(9)"),
+        ("Decimal(1)", "Decimal(2)"),
+        ("date(2026, 1, 1)", "date(2026, 1, 2)"),
+        ("SimpleNamespace(k=1)", "SimpleNamespace(k=2)"),
+        ("Frozen(1)", "Frozen(2)"),
+        ("numpy.float64(1)", "numpy.float64(2)"),
+    ],
+)
+def test_values_that_the_code_uses_count(first: str, second: str) -> None:
+    source = """
+        import numpy
+        from dataclasses import dataclass
+        from datetime import date
+        from decimal import Decimal
+        from types import SimpleNamespace
+
+        @dataclass(frozen=True)
+        class Frozen:
+            k: int
+
+        SETTING = {}
+
+        @tunekit.plugins.exporter(name="mine")
+        class Mine:
+            def run(self, ctx):
+                return SETTING
+    """
+    made = [version(cell(source.replace("{}", value))) for value in (first, first, second)]
+    assert made[0] == made[1] != made[2]
+
+
 def test_versions_agree_between_processes() -> None:
     """Sets have another order in every process, and a script is called __main__ where an import has a name."""
     code = "import tunekit, tunekit.plugins\nfrom tunekit.plugins import Options\n" + textwrap.dedent(BASE)

@@ -249,3 +249,19 @@ print(json.dumps([alone.registry.find("trainer", "twice", "align").component.id,
 """,
     )
     assert found == ["acme-rl/twice", ["loaded"]]
+
+
+@pytest.mark.parametrize("text", [b"[tunekit]\nno-value\n", b"[tunekit]\nx = \xff\xfe:y\n"], ids=["syntax", "bytes"])
+def test_a_damaged_list_of_entry_points_harms_its_own_distribution_only(site: Path, text: bytes) -> None:
+    (site / "acme_crash-1.0.dist-info" / "entry_points.txt").write_bytes(text)
+    states, found = run(
+        site,
+        PRELUDE
+        + """
+states = {r.provider: [r.state, r.reason] for r in session.plugins()}
+print(json.dumps([states, session.registry.find("trainer", "acme-rl/twice", "align").component.id]))
+""",
+    )
+    assert states["acme-crash"][0] == "broken" and "its entry_points.txt is damaged" in states["acme-crash"][1]
+    assert states["acme-rl"] == states["other-rl"] == ["loaded", ""] and found == "acme-rl/twice"
+    assert states["acme-future"][0] == "incompatible"

@@ -99,11 +99,11 @@ def site(tmp_path: Path) -> Path:
     return site
 
 
-def run(site: Path, workdir: Path, *, text: str = "hi", plugins: str = "") -> Any:
+def run(site: Path, workdir: Path, *, text: str = "hi", plugins: str = "", driver: str = DRIVER) -> Any:
     support = Path(toy_plugin.__file__).parent
     env = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{support}", "TUNEKIT_DISABLE_PLUGINS": "tunekit-trl"}
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER.replace("*PLUGINS", plugins), str(workdir), str(site.parent / "base"), text],
+        [sys.executable, "-c", driver.replace("*PLUGINS", plugins), str(workdir), str(site.parent / "base"), text],
         env=env, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -177,6 +177,30 @@ def test_edited_code_of_a_reused_step_is_noticed(site: Path, tmp_path: Path) -> 
     info.rename(site / "acme_stamp-1.3.dist-info")
     raised = run(site, tmp_path / "w")
     assert raised["reused"] == [True, False] and raised["details"] == {"text": "hi?"} and notices(raised) == []
+
+
+def test_an_edited_data_format_is_noticed(site: Path, tmp_path: Path) -> None:
+    """The key of a step holds the file and the version of a format, not the rows that it makes of them."""
+    plugin = site / "acme_stamp" / "plugin.py"
+    form = """
+
+def tunekit_formats():
+    return [DataFormatSpec(name="loud", schema="text", columns=("loud",), target="acme_stamp.loud:quiet")]
+
+tunekit_formats = hookimpl(tunekit_formats)
+"""
+    plugin.write_text(plugin.read_text().replace("BenchmarkSpec,", "DataFormatSpec,") + form)
+    loud = site / "acme_stamp" / "loud.py"
+    loud.write_text("def quiet(row):\n    return {'text': row['loud'].lower()}\n")
+    (tmp_path / "rows.jsonl").write_text('{"loud": "ONE"}\n')
+    driver = DRIVER.replace('data=[{"text": "a"}]', f"data={str(tmp_path / 'rows.jsonl')!r}")
+    first = run(site, tmp_path / "w", driver=driver)
+    again = run(site, tmp_path / "w", driver=driver)
+    assert first["reused"] == [False, False] and again["reused"] == [True, True] and notices(again) == []
+    loud.write_text("def quiet(row):\n    return {'text': row['loud'].lower() * 2}\n")
+    edited = run(site, tmp_path / "w", driver=driver)
+    said = notices(edited)
+    assert edited["reused"] == [True, True] and any("sft: the code of acme-stamp/loud 1.2" in line for line in said)
 
 
 def test_a_step_that_runs_again_records_the_new_code(site: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import toy_plugin
 
 from tunekit.errors import MissingDependencyError, OptionsError, PluginError, UnknownNameError
 from tunekit.events import Event, RunFinished
@@ -552,17 +553,18 @@ def test_options_by_name() -> None:
 
 def test_models_by_short_name_then_hook(tmp_path: Any) -> None:
     module = types.ModuleType("acme_sources")
-    module.make = lambda: "source of the short name"  # type: ignore[attr-defined]
+    short = toy_plugin.ToySource("short name")
+    module.make = lambda: short  # type: ignore[attr-defined]
     sys.modules["acme_sources"] = module
     try:
         one = session(
             plugin(
                 tunekit_models=lambda: [ModelSpec(name="small", target="acme_sources:make")],
-                tunekit_resolve_model=lambda ref: f"hook {ref}" if ref.startswith("./") else None,
+                tunekit_resolve_model=lambda ref: toy_plugin.ToySource(ref) if ref.startswith("./") else None,
             )
         )
-        assert one.resolve_model("small") == one.resolve_model("inline/small") == "source of the short name"
-        assert one.resolve_model("./small") == "hook ./small"
+        assert one.resolve_model("small") is one.resolve_model("inline/small") is short
+        assert one.resolve_model("./small").ref == "./small"
         with pytest.raises(OSError, match="There is no model 'smal'") as caught:
             one.resolve_model("smal")
         assert caught.value.suggestions == ("small",)  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import types
@@ -13,7 +14,7 @@ from tunekit.plugins.decorators import decorations, is_decorated
 from tunekit.settings import canonical_name
 
 if TYPE_CHECKING:
-    from importlib.metadata import Distribution
+    from importlib.metadata import Distribution, EntryPoint
 
 __all__ = [
     "GROUP",
@@ -49,11 +50,40 @@ def entry_points() -> list[Point]:
     from importlib import metadata
 
     found: dict[tuple[str, str], Point] = {}
-    for point in metadata.entry_points(group=GROUP):
+    try:
+        points: Iterable[EntryPoint] = metadata.entry_points(group=GROUP)
+    except Exception:  # noqa: BLE001  (one damaged file spoils the reading of all)
+        points, damaged = _points_one_by_one()
+        found.update({(canonical_name(point.provider), point.name): point for point in damaged})
+    for point in points:
         provider, version = _identity(point.dist)
         made = Point(point.name, provider, version, point.value, _loader(point.value, point.load))
         found.setdefault((canonical_name(provider), point.name), made)
     return [found[key] for key in sorted(found)]
+
+
+def _points_one_by_one() -> tuple[list[EntryPoint], list[Point]]:
+    """Entry points of the group, and for each distribution whose list is damaged one that cannot be loaded."""
+    from importlib import metadata
+
+    points: list[EntryPoint] = []
+    damaged: list[Point] = []
+    seen: set[str] = set()
+    for dist in metadata.distributions():
+        name, version = _identity(dist)
+        if canonical_name(name) in seen:  # a distribution further back on the path is not the one in use
+            continue
+        seen.add(canonical_name(name))
+        try:
+            points += dist.entry_points.select(group=GROUP)
+        except Exception as error:  # noqa: BLE001  (files of strangers)
+            what = ImportError(f"its entry_points.txt is damaged: {type(error).__name__}: {error}")
+            damaged.append(Point(name, name, version, "", functools.partial(_raise, what)))
+    return points, damaged
+
+
+def _raise(error: Exception) -> Any:
+    raise error
 
 
 def _identity(dist: Distribution | None) -> tuple[str, str]:

@@ -32,6 +32,12 @@ class Provenance:
         self._facts: dict[ComponentRef, dict[str, Any]] = {}
         self._packages: dict[Path, str] = {}
         self._distributions: dict[str, bool] = {}
+        # A data set whose code changes has other rows, and so another key; a format's rows are not in the key.
+        self._formats = {
+            item.name: component
+            for item in work
+            if item.data is not None and (component := _named(session, "format", item.data.format)) is not None
+        }
         for component in used(resolved, work, session):
             self._facts[component] = self._look_up(component)
 
@@ -45,7 +51,12 @@ class Provenance:
     def code(self, step: ResolvedStep) -> list[dict[str, Any]]:
         """What a step's result keeps of the code that makes it: id and package hash of each of its components."""
         kept = ("id", "kind", "version", "package_sha256")
-        return [{key: facts[key] for key in kept} for facts in map(self._get, _of_step(step))]
+        return [{key: facts[key] for key in kept} for facts in map(self._get, self._making(step))]
+
+    def _making(self, step: ResolvedStep) -> list[ComponentRef]:
+        """The components whose code decides what a step gives."""
+        form = self._formats.get(step.name)
+        return [*_of_step(step), *([form] if form is not None else [])]
 
     def changed(self, step: ResolvedStep, recorded: object) -> list[ComponentRef]:
         """The components of ``step`` whose code is not the one that ``recorded``, an earlier :meth:`code`, tells of.
@@ -63,7 +74,7 @@ class Provenance:
         now = {(item["kind"], item["id"]): item["package_sha256"] for item in self.code(step)}
         return [
             component
-            for component in _of_step(step)
+            for component in self._making(step)
             if not (component.provider == "inline" and component.version)
             and (old := before.get((component.kind, component.id)))
             and (new := now.get((component.kind, component.id)))

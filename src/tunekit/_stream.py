@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -70,7 +71,8 @@ class EventStream:
         Raises:
             ArtifactError: if it cannot be written.
         """
-        event = cls(run_id=self._run_id, seq=self._seq, time=time.time(), step=step, **values)
+        # What an observer does to an event must not reach the result that the event tells of.
+        event = cls(run_id=self._run_id, seq=self._seq, time=time.time(), step=step, **copy.deepcopy(values))
         self._seq += 1
         if isinstance(event, events.Notice):
             self.notices.append(f"{step}: {event.message}" if step else event.message)

@@ -12,7 +12,7 @@ from tunekit.artifacts import Artifact
 from tunekit.cancel import CancelToken
 from tunekit.context import BenchmarkJob
 from tunekit.data import Dataset
-from tunekit.errors import DataError
+from tunekit.errors import DataError, PluginError, TunekitError
 from tunekit.plan import TRAINING_KINDS, ResolvedPlan, ResolvedStep, digest, thaw
 from tunekit.session import Session
 
@@ -78,7 +78,7 @@ def prepare(
         DataError: naming file, row and reason.
         ArtifactError: if a folder cannot be read.
     """
-    base = session.resolve_model(resolved.model, objects=objects).fingerprint() if resolved.model else "random-weights"
+    base = _base_fingerprint(resolved, session, objects)
     by_name: dict[str, Work] = {}
     for step in resolved.steps:
         spec = session.spec(step.component)
@@ -100,6 +100,23 @@ def prepare(
         for what in step.embedded:
             notify(step.name, f"embedded-{what}", _embedded_text(item, resolved, what))
     return list(by_name.values())
+
+
+def _base_fingerprint(resolved: ResolvedPlan, session: Session, objects: Mapping[str, Any]) -> str:
+    if resolved.model is None:
+        return "random-weights"
+    source = session.resolve_model(resolved.model, objects=objects)
+    try:
+        return source.fingerprint()
+    except (TunekitError, OSError):
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"The model {resolved.model!r} cannot be identified.",
+            code="component-failed",
+            found=f"{type(error).__name__}: {error}",
+            fix="update the plugin that reads it, or report it to its authors",
+        ) from error
 
 
 def _open_data(

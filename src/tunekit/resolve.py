@@ -325,11 +325,11 @@ def _validated(
                 option=name,
             )
         return None, None if values else {}
-    options, findings = option_findings(model, values, step=step, what=what)
-    if options is None:
-        analysis.findings.extend(findings)
-        return None, None
     try:
+        options, findings = option_findings(model, values, step=step, what=what)
+        if options is None:
+            analysis.findings.extend(findings)
+            return None, None
         if hasattr(options, "resolve"):
             options = options.resolve(adapter=adapter)
         return options, options.model_dump(mode="json")

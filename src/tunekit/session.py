@@ -6,7 +6,7 @@ import importlib.metadata
 import re
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -206,6 +206,14 @@ class Session:
                 found="; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in errors),
                 details={"errors": [{"loc": list(e["loc"]), "type": e["type"], "msg": e["msg"]} for e in errors]},
             ) from error
+        except Exception as error:  # a validator of the plugin
+            raise PluginError(
+                f"The options of {component.id} cannot be checked.",
+                code="bad-options-model",
+                asked=canonical_json(values),
+                found=f"{type(error).__name__}: {error}",
+                fix=f"update {component.provider}, or report it to its authors",
+            ) from error
 
     def _import(self, component: ComponentRef, target: str, what: str) -> Any:
         try:
@@ -274,12 +282,19 @@ class Session:
             return MemorySource(ref, _object(ref, objects))
         component = self.model_component(ref)
         if component is not None:
-            source: ModelSource = self.create(component)
-            return source
+            return self._source(self.create(component), ref, component.label)
         found = self.hooks.resolve_model(ref)
         if found is None:
             raise self._unknown_model(ref)
-        return found
+        return self._source(found, ref, ", ".join(self.hooks.implementers("tunekit_resolve_model")))
+
+    @staticmethod
+    def _source(answer: Any, ref: str, who: str) -> ModelSource:
+        from tunekit.plugins.protocols import ModelSource
+
+        if not isinstance(answer, ModelSource):
+            raise _wrong_answer(f"the model {ref!r}", answer, "ModelSource", who)
+        return answer
 
     def _unknown_model(self, ref: str) -> ArtifactError:
         from pathlib import Path
@@ -351,9 +366,15 @@ class Session:
             spec = self.spec(component)
             assert isinstance(spec, DatasetSpec)
             self._no_reading(component.id, format, columns)
-            return data.canonical_dataset(component.id, spec.schema, self.create(component), **wanted)
-        found = self.hooks.resolve_dataset(ref)
+            rows = self.create(component)
+            if isinstance(rows, Iterator):
+                rows = _guarded(rows, component)
+            return data.canonical_dataset(component.id, spec.schema, rows, **wanted)
+        found: Any = self.hooks.resolve_dataset(ref)
         if found is not None:
+            if not isinstance(found, data.Dataset):
+                who = ", ".join(self.hooks.implementers("tunekit_resolve_dataset"))
+                raise _wrong_answer(f"the data {ref!r:.80}", found, "Dataset", who)
             self._no_reading(found.name, format, columns)
             if accepts and found.schema not in accepts:
                 return data.canonical_dataset(found.name, found.schema, found.rows(), **wanted)
@@ -431,6 +452,35 @@ class Session:
                 code="canonical-data",
                 fix="leave them out",
             )
+
+
+def _guarded(rows: Iterator[Any], component: ComponentRef) -> Iterator[Any]:
+    """The rows that a plugin makes one by one; what goes wrong on the way is its error."""
+    number = 0
+    try:
+        for row in rows:
+            number += 1
+            yield row
+    except TunekitError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"The data set {component.label} fails after row {number}.",
+            code="component-failed",
+            asked=component.target,
+            found=f"{type(error).__name__}: {error}",
+            fix=f"update {component.provider}, or report it to its authors; details['traceback'] has the traceback",
+            details={"component": component.id, "row": number, "traceback": traceback.format_exc()},
+        ) from error
+
+
+def _wrong_answer(what: str, answer: Any, due: str, who: str) -> PluginError:
+    return PluginError(
+        f"A plugin answered for {what} with {answer!r:.80}, which is no {due}.",
+        code="wrong-answer",
+        found=f"asked were: {who}",
+        fix=f"return a {due}, or None for what the plugin does not know; see tunekit.plugins and tunekit.data",
+    )
 
 
 def _may_be_name(ref: str) -> bool:

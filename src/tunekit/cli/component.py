@@ -153,14 +153,16 @@ def component_data(session: Session, entry: Entry) -> dict[str, Any]:
             data["options"] = option_rows(data["schema"])
     except TunekitError as error:
         data["problem"] = str(error)
+    except Exception as error:  # noqa: BLE001  (a model that has no JSON schema)
+        data["problem"] = f"{type(error).__name__}: {error}"
     return data
 
 
 def _file(target: str) -> str:
-    """File of a target, found without importing it; empty if there is none."""
+    """File of a target, found without importing its module; empty if there is none."""
     try:
         spec = importlib.util.find_spec(target.partition(":")[0])
-    except (ImportError, ValueError, AttributeError):
+    except Exception:  # noqa: BLE001  (looking for a submodule imports its package, which is a stranger's)
         return ""
     return spec.origin or "" if spec else ""
 

@@ -2,19 +2,26 @@
 
 Hashed are the byte code, constants and names of the functions of a class (or of a function), with defaults, closures,
 class attributes, bases, and the helpers and constants of the same module that they refer to. File names and line
-numbers do not count, nor does what other modules do. The hash is the same in every process of one Python version.
+numbers do not count, nor does what other modules do, nor the state of objects that are not plain values, containers or
+dataclasses. The hash is taken when the decorator runs: a name that is bound anew counts once that cell runs
+again. It is the same in every process of one Python version.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping
+from datetime import date, time, timedelta, tzinfo
+from decimal import Decimal
 from enum import Enum
+from fractions import Fraction
 from pathlib import PurePath
 from typing import Any
+from uuid import UUID
 
 __all__ = ["code_digest"]
 
@@ -23,6 +30,9 @@ _DEEPEST = 60
 
 _MOST, _ENDS = 10_000, 100
 """Of a list or dict with more items than the one, the length and this many at each end are hashed."""
+
+_REPR = (range, slice, Decimal, Fraction, date, time, timedelta, tzinfo, UUID)
+"""Types whose ``repr`` is the value."""
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 
@@ -84,6 +94,12 @@ class _Description:
             return f"module {value.__name__}"
         if issubclass(kind, types.BuiltinFunctionType):
             return f"builtin {_path(value)}"
+        if issubclass(kind, _REPR):
+            return f"{kind.__qualname__} {value!r}"
+        if dataclasses.is_dataclass(kind) or issubclass(kind, types.SimpleNamespace):
+            return self._fields(value, kind)
+        if kind.__module__ == "numpy" and hasattr(kind, "item") and not getattr(value, "shape", (1,)):
+            return f"{kind.__qualname__} {value.item()!r}"
         inner = [self.of(part) for part in _inside(value, kind)]
         return f"a {self.of(kind)} [{', '.join(inner)}]"
 
@@ -95,6 +111,21 @@ class _Description:
             for name, field in getattr(model, "model_fields", {}).items()
         ]
         return f"{fields} {self.of(model)}"
+
+    def _fields(self, value: Any, kind: type[Any]) -> str:
+        """An object that is its fields. One that can be changed counts as lists and dicts do."""
+        frozen = dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        if not (frozen or self._containers) or id(value) in self._entered:
+            return f"a {kind.__qualname__}"
+        self._entered.add(id(value))
+        named = (
+            {field.name: getattr(value, field.name, None) for field in dataclasses.fields(kind)}
+            if dataclasses.is_dataclass(kind)
+            else vars(value)
+        )
+        parts = [f"{name}={self.of(item)}" for name, item in named.items()]
+        self._entered.discard(id(value))
+        return f"{_path(kind)}({', '.join(parts)})"
 
     def _items(self, value: Any) -> str:
         if id(value) in self._entered:  # a list may hold itself
