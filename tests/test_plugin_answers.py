@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,23 @@ def test_what_an_observer_does_to_an_event_does_not_reach_the_result(tmp_path: P
     pipeline = Pipeline(session=session).pretrain(TEXT).step("picky")
     artifact = pipeline.run(tmp_path, on_event=meddle).step("picky").artifact
     assert artifact.metrics == {"v": 1.0} and artifact.details == {"deep": {"v": [1]}}
+
+
+class Remote:
+    @hookimpl(tryfirst=True)
+    def tunekit_run_step(self, step: Any, ctx: Any) -> Artifact | None:
+        return Artifact(kind="report", metrics={"v": 999.0}) if step.kind == "picky" else None
+
+
+def test_who_took_steps_over_is_recorded_and_noticed_on_reuse(tmp_path: Path) -> None:
+    def run(*plugins: Any) -> tuple[bool, list[str]]:
+        session = Session(plugins=[toy_plugin, PickyStep, *plugins], autoload=False)
+        result = Pipeline(session=session).pretrain(TEXT).step("picky").run(tmp_path)
+        assert result.step("picky").artifact.metrics == {"v": 999.0}
+        return result.step("picky").reused, [notice for notice in result.notices if "take over" in notice]
+
+    assert run(Remote()) == (False, [])
+    assert json.loads((tmp_path / "manifest.json").read_text())["step_plugins"] == ["inline:Remote"]
+    assert run(Remote()) == (True, [])
+    reused, said = run()
+    assert reused and len(said) == 2 and "(inline:Remote; now none)" in said[0]

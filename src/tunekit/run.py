@@ -227,6 +227,7 @@ class _Run:
             data={item.name: data_facts(item.data) for item in work if item.data is not None},
             components=self.provenance.to_data(),
         )
+        self.manifest["step_plugins"] = self._step_plugins()
         self._write_manifest()
         results = tuple(self._step(item, work) for item in work)
         result = RunResult(
@@ -315,8 +316,18 @@ class _Run:
 
     def _compare_code(self, step: ResolvedStep, folder: Path) -> None:
         """Say so if a result is reused although the code that made it was changed under the same version."""
-        recorded = storage.read_json(folder / "result.json").get("code")
-        for component in self.provenance.changed(step, recorded):
+        recorded = storage.read_json(folder / "result.json")
+        before, now = recorded.get("step_plugins"), self._step_plugins()
+        if isinstance(before, list) and before != now:
+            self.stream.emit(
+                events.Notice,
+                step.name,
+                code="step-plugins-changed",
+                message="the plugins that wrap or take over steps were others when this result was made "
+                f"({', '.join(map(str, before)) or 'none'}; now {', '.join(now) or 'none'}), and the result is reused; "
+                f"to run the step again, delete {folder} or use another workdir",
+            )
+        for component in self.provenance.changed(step, recorded.get("code")):
             again = f"raise the version of {component.provider}" if component.version else f"delete {folder}"
             self.stream.emit(
                 events.Notice,
@@ -343,6 +354,7 @@ class _Run:
                 "seconds": seconds,
                 "input_weights_hash": input_hash,
                 "code": self.provenance.code(step),
+                "step_plugins": self._step_plugins(),
                 "files": result_files(partial),
             },
         )
@@ -376,8 +388,12 @@ class _Run:
             )
         return artifact
 
+    def _step_plugins(self) -> list[str]:
+        """The plugins that wrap steps or take them over, as ``provider:name``."""
+        return self.session.hooks.implementers("tunekit_run_step")
+
     def _others(self) -> str:
-        names = self.session.hooks.implementers("tunekit_run_step")
+        names = self._step_plugins()
         return f"\n         plugins that wrap or take over steps here: {', '.join(names)}" if names else ""
 
     def _complete(self, item: Work, artifact: Artifact, folder: Path) -> Artifact:
