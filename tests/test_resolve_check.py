@@ -43,6 +43,12 @@ class Source:
     def problems(self) -> list[str]:
         return []
 
+    def fingerprint(self) -> str:
+        raise AssertionError("checking a plan hashes no weights")
+
+    def load(self) -> Any:
+        raise AssertionError("checking a plan loads no weights")
+
 
 class Damaged(Source):
     def problems(self) -> list[str]:
