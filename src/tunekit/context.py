@@ -57,6 +57,13 @@ class StepContext:
     """The adapter to train through, or None for full training."""
     data: Dataset | None = None
     """The step's training data, validated; None if the step reads none."""
+    validation: Dataset | None = None
+    """Held-out rows of the step (option ``validation``); none of them is in :attr:`data`."""
+    further_data: Mapping[str, Dataset] = field(default_factory=dict)
+    """What ``options.further_data()`` asked for, opened."""
+    cache: Path | None = None
+    """Folder for data derived from the step's inputs, such as token ids; shared by the steps and later runs of the
+    work folder. Whoever writes there names files by a fingerprint and renames them into place when complete."""
     training_data: Sequence[Dataset] = ()
     """Data of the training steps that led to :attr:`input`, oldest first: for calibration and held-out checks."""
     benchmarks: Sequence[BenchmarkJob] = ()

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from tunekit.plugins.decorators import trainer as trainer
     from tunekit.plugins.marker import hookimpl as hookimpl
     from tunekit.plugins.options import DataOptions as DataOptions
+    from tunekit.plugins.options import DataRequest as DataRequest
     from tunekit.plugins.options import Options as Options
+    from tunekit.plugins.options import SupervisedOptions as SupervisedOptions
     from tunekit.plugins.options import TrainOptions as TrainOptions
     from tunekit.plugins.protocols import Adapter as Adapter
     from tunekit.plugins.protocols import Benchmark as Benchmark
@@ -62,6 +64,10 @@ if TYPE_CHECKING:
     from tunekit.plugins.specs import StepSpec as StepSpec
     from tunekit.plugins.specs import TrackerSpec as TrackerSpec
     from tunekit.plugins.specs import TrainerSpec as TrainerSpec
+    from tunekit.plugins.views import ModelFacts as ModelFacts
+    from tunekit.plugins.views import PreviewContext as PreviewContext
+    from tunekit.plugins.views import PreviewRow as PreviewRow
+    from tunekit.plugins.views import TokenView as TokenView
 
 _WHERE = {
     "tunekit._registry": ("Entry", "PluginRecord"),
@@ -83,7 +89,7 @@ _WHERE = {
         "trainer",
     ),
     "tunekit.plugins.marker": ("hookimpl",),
-    "tunekit.plugins.options": ("DataOptions", "Options", "TrainOptions"),
+    "tunekit.plugins.options": ("DataOptions", "DataRequest", "Options", "SupervisedOptions", "TrainOptions"),
     "tunekit.plugins.protocols": (
         "Adapter",
         "Benchmark",
@@ -111,6 +117,7 @@ _WHERE = {
         "TrackerSpec",
         "TrainerSpec",
     ),
+    "tunekit.plugins.views": ("ModelFacts", "PreviewContext", "PreviewRow", "TokenView"),
 }
 
 __getattr__, __dir__, __all__ = attach(__name__, _WHERE)

@@ -5,11 +5,27 @@ Unknown options are errors, and so are values that only look right: ``"8"`` is n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field  # noqa: TID253  (this module is imported only with an options model)
 
-__all__ = ["DataOptions", "Options", "TrainOptions"]
+__all__ = ["DataOptions", "DataRequest", "Options", "SupervisedOptions", "TrainOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRequest:
+    """A data set that a step reads besides its ``data``."""
+
+    ref: Any
+    """What the user wrote: path, data set name, list of rows, or an object in memory."""
+    accepts: tuple[str, ...] = ()
+    """Row shapes the step can use, the preferred first; empty: any."""
+    format: str | None = None
+    columns: Mapping[str, str] | None = None
+    limit: int | None = None
+    on_bad_row: str = "error"
 
 
 class Options(BaseModel):
@@ -27,6 +43,14 @@ class Options(BaseModel):
         """Fill in what depends on the rest of the plan. ``adapter`` is the adapter's name or None for full training."""
         return self
 
+    def further_data(self) -> Mapping[str, DataRequest]:
+        """Data sets that the step reads besides ``data``, by a name of the options' choice.
+
+        ``check`` looks into each, its content counts for whether a step must run again, and the step finds it opened in
+        ``ctx.further_data``.
+        """
+        return {}
+
 
 class DataOptions(Options):
     """Which rows a step reads."""
@@ -41,6 +65,12 @@ class DataOptions(Options):
     """Use the first rows only."""
     on_bad_row: Literal["error", "skip"] = "error"
     """``skip`` leaves bad rows out, counts and lists them."""
+    shuffle: bool = False
+    """Put the rows in a random order (by the step's seed) before ``limit`` and ``validation`` take theirs."""
+    dedupe: Literal["exact", "near"] | None = None
+    """Leave out rows whose text was there before: the same text, or ``near``: nearly the same words."""
+    decontaminate: bool = False
+    """Leave out rows that hold text of the benchmarks in this plan; they are counted and listed."""
 
 
 class TrainOptions(DataOptions):
@@ -76,3 +106,25 @@ class TrainOptions(DataOptions):
     """How many of the newest checkpoints stay on disk."""
     seed: int | None = Field(default=None, ge=0, le=2**32 - 1)
     """Seed of this step. None: the run's seed."""
+
+
+class SupervisedOptions(TrainOptions):
+    """Options of trainers that learn from targets: validation, and how batches are filled."""
+
+    schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"  # type: ignore[assignment]
+    """Course of the learning rate after warm-up. ``wsd``: constant, then a linear decay over the last ``decay``."""
+    decay: float = Field(default=0.2, gt=0)
+    """``wsd`` only: the decay at the end, a share of all steps below 1, a number of steps from 1."""
+    validation: Any = None
+    """Held-out data: a share of the rows below 1, a number of rows from 1, or data of its own (path, rows, object)."""
+    validate_every: int | None = Field(default=None, ge=1, json_schema_extra={"unit": "optimizer steps"})
+    """Optimizer steps between measurements on the held-out data. None: at the end of each epoch."""
+    keep_best: bool = False
+    """Hand on the checkpoint with the lowest validation loss in place of the last one."""
+    early_stopping: int | None = Field(default=None, ge=1, json_schema_extra={"unit": "measurements"})
+    """Stop after this many measurements without a lower validation loss."""
+    max_tokens_per_batch: int | None = Field(default=None, ge=8, json_schema_extra={"unit": "tokens"})
+    """Fill micro-batches with whole examples of similar length up to this many tokens. ``batch_size``, when given as
+    well, is a second limit."""
+    packing: bool = False
+    """Pack examples into blocks of up to ``max_length`` tokens; none sees another. ``batch_size`` counts blocks then."""

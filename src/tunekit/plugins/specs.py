@@ -60,6 +60,9 @@ class TrainerSpec(Spec):
     """Row shapes it accepts, the preferred first: ``text``, ``prompt_completion``, ``conversation`` ..."""
     adapters: bool = True
     """Whether it can train through an adapter."""
+    preview: str = ""
+    """Import string of a callable ``(ctx: PreviewContext) -> Iterator[PreviewRow]`` that gives the examples as the
+    trainer would learn them, without loading weights. Empty: ``Pipeline.preview`` says that the trainer has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
