@@ -127,4 +127,4 @@ class SupervisedOptions(TrainOptions):
     """Fill micro-batches with whole examples of similar length up to this many tokens. ``batch_size``, when given as
     well, is a second limit."""
     packing: bool = False
-    """Pack examples into blocks of up to ``max_length`` tokens; none sees another. ``batch_size`` counts blocks then."""
+    """Pack examples into blocks of up to ``max_length`` tokens; none sees another. ``batch_size`` counts blocks."""
