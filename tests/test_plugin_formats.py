@@ -155,7 +155,7 @@ def test_unknown_names_list_what_there_is() -> None:
     with pytest.raises(DataError) as caught:
         one.resolve_dataset(ROWS, format="aksed")
     error = caught.value
-    assert error.code == "unknown-format" and error.suggestions == ("inline/asked",)
+    assert error.code == "unknown-format" and error.suggestions[0] == "inline/asked"
     assert error.details["known"] == [*FORMAT_NAMES, "inline/asked"] and "inline/asked" in error.fix
     assert "acme_broken (inline) is incompatible" in error.found
     assert [item["plugin"] for item in error.details["not_loaded"]] == ["acme_broken"]
@@ -251,7 +251,7 @@ def test_the_target_is_imported_for_the_first_row_only(monkeypatch: pytest.Monke
     ("fields", "says"),
     [
         ({"schema": "prompt-completion"}, "did you mean 'prompt_completion'"),
-        ({"schema": "ranked"}, "is none of text, prompt_completion"),
+        ({"schema": "reviews"}, "is none of text, prompt_completion"),
         ({"columns": "ask"}, r"columns of 'asked' is 'ask', not a tuple of strings; write \('ask',\)"),
         ({"columns": ()}, "names no columns"),
         ({"without": ("ask",)}, "both uses and rules out the column 'ask'"),

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tunekit.data.dataset import Dataset as Dataset
     from tunekit.data.formats import FORMAT_NAMES as FORMAT_NAMES
     from tunekit.data.formats import Format as Format
+    from tunekit.data.labels import label_counts as label_counts
+    from tunekit.data.labels import label_names as label_names
     from tunekit.data.load import canonical_dataset as canonical_dataset
     from tunekit.data.load import load_dataset as load_dataset
     from tunekit.data.load import looks_like_hub_id as looks_like_hub_id
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "tunekit.data.dataset": ("Dataset",),
     "tunekit.data.formats": ("FORMAT_NAMES", "Format"),
+    "tunekit.data.labels": ("label_counts", "label_names"),
     "tunekit.data.load": ("canonical_dataset", "load_dataset", "looks_like_hub_id"),
     "tunekit.data.messages": ("as_messages", "is_messages", "plain_pair", "to_text"),
     "tunekit.data.schemas": ("CONVERSIONS", "SCHEMAS"),

@@ -67,6 +67,14 @@ def _keep(*fields: str) -> Callable[[Row], Row]:
     return convert
 
 
+def _fields(*fields: str, maybe: tuple[str, ...] = ()) -> Callable[[Row], Row]:
+    def convert(row: Row) -> Row:
+        made = {field: _need(row, field) for field in fields}
+        return made | {field: row[field] for field in maybe if row.get(field) is not None}
+
+    return convert
+
+
 def _plain_text(row: Row) -> Row:
     text = _need(row, "text")
     if isinstance(text, list) and text and all(isinstance(line, str) for line in text):
@@ -373,6 +381,38 @@ FORMATS: tuple[Format, ...] = (
         summary="instruction (and input, after a blank line) as the user's turn, output as the assistant's",
     ),
     *_pairs(),
+    Format(
+        name="ranked",
+        schema="ranked",
+        columns=("prompt", "completions", "ranks"),
+        optional=("tools",),
+        convert=_keep("prompt", "completions", "ranks"),
+        summary="a prompt, answers, and their ranks: the lower the better",
+    ),
+    Format(
+        name="classification",
+        schema="classification",
+        columns=("text", "label"),
+        optional=("text_pair",),
+        convert=_fields("text", "label", maybe=("text_pair",)),
+        without=_JUDGED[:2],
+        summary="a text (and a second one) and its class",
+    ),
+    Format(
+        name="token_classification",
+        schema="token_classification",
+        columns=("tokens", "tags"),
+        convert=_fields("tokens", "tags"),
+        summary="words and a tag for each",
+    ),
+    Format(
+        name="regression",
+        schema="regression",
+        columns=("text", "score"),
+        optional=("text_pair",),
+        convert=_fields("text", "score", maybe=("text_pair",)),
+        summary="a text (and a second one) and a number",
+    ),
     Format(
         name="text",
         schema="text",

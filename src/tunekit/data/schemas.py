@@ -6,23 +6,40 @@
 ``conversation``          ``{messages, tools?}``
 ``preference``            ``{prompt, chosen, rejected, tools?}``; chosen and rejected: assistant turns only
 ``feedback``              ``{prompt, completion, label, tools?}``; label: bool, True is good
+``ranked``                ``{prompt, completions, ranks, tools?}``; one rank for each completion, 0 is best
+``classification``        ``{text, label, text_pair?}``; label: text
+``token_classification``  ``{tokens, tags}``; one tag for each token, both text
+``regression``            ``{text, score, text_pair?}``; score: finite float
 ========================  ==========================================================================
 
-Text fields are strings, or lists of messages ``{role, content, tool_calls?, reasoning_content?, ...}``. Within one row
-they are all strings or all message lists.
+Prompts and answers are strings, or lists of messages ``{role, content, tool_calls?, reasoning_content?, ...}``. Within
+one row they are all strings or all message lists. ``text``, ``text_pair``, ``label``, ``tokens`` and ``tags`` are
+strings.
+
+Ranks are whole numbers, the lower the better, ties allowed; a row's ranks are counted from 0 without gaps, so that
+``[1, 2, 2, 7]`` becomes ``[0, 1, 1, 2]``. Labels and tags that are whole numbers become their decimal text, booleans
+``true`` and ``false``.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Mapping
+from itertools import combinations
 from typing import Any
 
 from tunekit.data.messages import as_messages, normalize_messages, normalize_tools, to_text
 from tunekit.data.rows import RowProblem, clean_text, kind_of
 
-__all__ = ["CONVERSIONS", "SCHEMAS", "SHAPES", "conversion", "validate_row"]
+__all__ = ["CONVERSIONS", "MOST_PAIRS", "SCHEMAS", "SHAPES", "Change", "conversion", "validate_row"]
 
 Row = dict[str, Any]
+Change = Callable[[Row], Row | list[Row]]
+"""From one shape to another; a list where a row becomes any number of rows, also none."""
+
+MOST_PAIRS = 10
+"""Most preference pairs that are made of one ranked row: all pairs of five answers."""
 
 SCHEMAS: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
@@ -30,6 +47,10 @@ SCHEMAS: Mapping[str, tuple[str, ...]] = {
     "conversation": ("messages",),
     "preference": ("prompt", "chosen", "rejected"),
     "feedback": ("prompt", "completion", "label"),
+    "ranked": ("prompt", "completions", "ranks"),
+    "classification": ("text", "label"),
+    "token_classification": ("tokens", "tags"),
+    "regression": ("text", "score"),
 }
 """Schema to the fields every row of it has."""
 
@@ -39,8 +60,14 @@ SHAPES: Mapping[str, str] = {
     "conversation": "conversation: {messages}",
     "preference": "preference: {prompt, chosen, rejected}",
     "feedback": "feedback: {prompt, completion, label}",
+    "ranked": "ranked: {prompt, completions, ranks}",
+    "classification": "classification: {text, label}",
+    "token_classification": "token_classification: {tokens, tags}",
+    "regression": "regression: {text, score}",
 }
 """Schema to one line for people."""
+
+_TOOLED = ("prompt_completion", "conversation", "preference", "feedback", "ranked")
 
 
 def validate_row(row: Mapping[str, Any], schema: str) -> Row:
@@ -55,7 +82,7 @@ def validate_row(row: Mapping[str, Any], schema: str) -> Row:
         if row[field] is None:
             raise RowProblem(field, "is null")
     made = _VALIDATORS[schema](row)
-    tools = normalize_tools(row["tools"]) if schema != "text" and row.get("tools") is not None else None
+    tools = normalize_tools(row["tools"]) if schema in _TOOLED and row.get("tools") is not None else None
     if tools:
         made["tools"] = tools
     return made
@@ -99,13 +126,117 @@ def _feedback(row: Mapping[str, Any]) -> Row:
     return {**_alike({"prompt": prompt, "completion": completion}), "label": _label(row["label"])}
 
 
+def _ranked(row: Mapping[str, Any]) -> Row:
+    prompt = _prompt(row["prompt"])
+    answers, ranks = _list(row["completions"], "completions"), _list(row["ranks"], "ranks")
+    if len(answers) < 2:
+        raise RowProblem("completions", f"holds {len(answers)} answer{'s' * (len(answers) != 1)}; a ranking needs two")
+    if len(answers) != len(ranks):
+        raise RowProblem("ranks", f"has {len(ranks)} entries for {len(answers)} completions")
+    completions = [_reply(answer, f"completions[{number}]", prompt) for number, answer in enumerate(answers)]
+    if not any(_says_something(completion) for completion in completions):
+        raise RowProblem("completions", "are all empty")
+    numbers = [_whole(rank, f"ranks[{number}]") for number, rank in enumerate(ranks)]
+    place = {rank: number for number, rank in enumerate(sorted(set(numbers)))}
+    if isinstance(prompt, str) and not all(isinstance(completion, str) for completion in completions):
+        prompt = as_messages(prompt)
+    if not isinstance(prompt, str):
+        completions = [as_messages(completion, "assistant") for completion in completions]
+    return {"prompt": prompt, "completions": completions, "ranks": [place[number] for number in numbers]}
+
+
+def _classification(row: Mapping[str, Any]) -> Row:
+    return {"text": clean_text(row["text"], "text"), "label": _class(row["label"], "label"), **_pair_text(row)}
+
+
+def _token_classification(row: Mapping[str, Any]) -> Row:
+    tokens, tags = _list(row["tokens"], "tokens"), _list(row["tags"], "tags")
+    if not tokens:
+        raise RowProblem("tokens", "is empty")
+    if len(tokens) != len(tags):
+        raise RowProblem("tags", f"has {len(tags)} entries for {len(tokens)} tokens")
+    for number, token in enumerate(tokens):
+        # Blank tokens are in real corpora (a line break in OntoNotes); an empty one has no place in the text.
+        if not clean_text(token, f"tokens[{number}]", empty=True):
+            raise RowProblem(f"tokens[{number}]", "is empty")
+    return {"tokens": list(tokens), "tags": [_class(tag, f"tags[{number}]") for number, tag in enumerate(tags)]}
+
+
+def _regression(row: Mapping[str, Any]) -> Row:
+    return {"text": clean_text(row["text"], "text"), "score": _score(row["score"]), **_pair_text(row)}
+
+
 _VALIDATORS: Mapping[str, Callable[[Mapping[str, Any]], Row]] = {
     "text": _text,
     "prompt_completion": _prompt_completion,
     "conversation": _conversation,
     "preference": _preference,
     "feedback": _feedback,
+    "ranked": _ranked,
+    "classification": _classification,
+    "token_classification": _token_classification,
+    "regression": _regression,
 }
+
+
+def _list(value: Any, field: str) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise RowProblem(field, f"is {kind_of(value)}, not a list")
+    return list(value)
+
+
+def _pair_text(row: Mapping[str, Any]) -> Row:
+    return {} if row.get("text_pair") is None else {"text_pair": clean_text(row["text_pair"], "text_pair")}
+
+
+def _whole(value: Any, field: str) -> int:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise RowProblem(field, f"is {value!r:.40}, not a whole number") from None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1 or math.isinf(value):
+        raise RowProblem(field, f"is {kind_of(value)}; ranks are whole numbers, the lower the better")
+    return int(value)
+
+
+def _class(value: Any, field: str) -> str:
+    """A label as text: that of a whole number is its decimal digits."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return _digits(value, field)
+    if isinstance(value, float):
+        # Columnar files store whole numbers as floats as soon as one value is missing.
+        if not value.is_integer():
+            raise RowProblem(field, f"is {kind_of(value)}; a class is text or a whole number, a measure is a score")
+        return _digits(int(value), field)
+    return clean_text(value, field).strip()
+
+
+def _digits(value: int, field: str) -> str:
+    try:
+        return str(value)
+    except ValueError:
+        raise RowProblem(field, "is a number of thousands of digits") from None
+
+
+def _score(value: Any) -> float:
+    if isinstance(value, str):
+        try:
+            number = float(clean_text(value, "score"))
+        except ValueError:
+            raise RowProblem("score", f"is {value!r:.40}, not a number") from None
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise RowProblem("score", f"is {kind_of(value)}, not a number")
+    else:
+        try:
+            number = float(value)
+        except OverflowError:
+            raise RowProblem("score", "is too large a number") from None
+    if not math.isfinite(number):
+        raise RowProblem("score", f"is {number}, not a finite number")
+    return number
 
 
 def _prompt(value: Any) -> str | list[dict[str, Any]]:
@@ -193,6 +324,30 @@ def _conversation_to_text(row: Row) -> Row:
     return {"text": to_text(row["messages"])}
 
 
+def _ranked_to_pairs(row: Row) -> list[Row]:
+    """Every pair of unequal rank and text, better against worse; of more than MOST_PAIRS those furthest apart.
+
+    All pairs of one prompt use what the ranking says (InstructGPT and the reward models of OpenAssistant train on
+    them); the bound keeps one prompt with many answers from outweighing the others.
+    """
+    answers, ranks = row["completions"], row["ranks"]
+    order = sorted(range(len(ranks)), key=lambda number: ranks[number])
+    pairs = [
+        (better, worse)
+        for better, worse in combinations(order, 2)
+        if ranks[better] < ranks[worse] and answers[better] != answers[worse]
+    ]
+    if len(pairs) > MOST_PAIRS:
+        far = sorted(range(len(pairs)), key=lambda number: ranks[pairs[number][0]] - ranks[pairs[number][1]])
+        pairs = [pairs[number] for number in sorted(far[:MOST_PAIRS])]
+    return [
+        copy.deepcopy(
+            _with_tools(row, {"prompt": row["prompt"], "chosen": answers[better], "rejected": answers[worse]})
+        )
+        for better, worse in pairs
+    ]
+
+
 def _with_tools(row: Row, made: Row) -> Row:
     return made | {"tools": row["tools"]} if "tools" in row else made
 
@@ -202,16 +357,19 @@ def _no_tools(row: Row) -> None:
         raise RowProblem("tools", "cannot be written as plain text")
 
 
-CONVERSIONS: Mapping[tuple[str, str], tuple[Callable[[Row], Row], str]] = {
+CONVERSIONS: Mapping[tuple[str, str], tuple[Change, str]] = {
     ("prompt_completion", "conversation"): (_pair_to_conversation, "prompt and completion as one conversation"),
     ("conversation", "prompt_completion"): (_conversation_to_pair, "the last assistant message is the completion"),
     ("prompt_completion", "text"): (_pair_to_text, "prompt and completion written as one plain text"),
     ("conversation", "text"): (_conversation_to_text, "messages written as one plain text"),
+    ("ranked", "preference"): (_ranked_to_pairs, f"better against worse answers, at most {MOST_PAIRS} pairs of a row"),
 }
-"""(from, to) to the function and one line for people. Everything else is refused: it would drop what the data says."""
+"""(from, to) to the function (row to row, or to a list of rows) and one line for people.
+
+Everything else is refused: it would drop what the data says, or say what they do not."""
 
 
-def conversion(have: str, accepts: tuple[str, ...]) -> tuple[str, Callable[[Row], Row] | None] | None:
+def conversion(have: str, accepts: tuple[str, ...]) -> tuple[str, Change | None] | None:
     """The schema a step gets and the function that makes it; (schema, None) if none is needed; None if impossible."""
     if not accepts or have in accepts:
         return have, None

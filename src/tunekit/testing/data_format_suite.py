@@ -59,6 +59,10 @@ BUILT_IN_ROWS: Mapping[str, Row] = {
     "query_response": {"query": "Two and two?", "response": "Four."},
     "instruction_response": {"instruction": "Add two and two.", "response": "Four."},
     "input_output": {"input": "two and two", "output": "Four."},
+    "ranked": {"prompt": "Two and two?", "completions": ["Five.", "Four."], "ranks": [1, 0]},
+    "classification": {"text": "A fine film.", "label": "good"},
+    "token_classification": {"tokens": ["In", "Paris"], "tags": ["O", "B-LOC"]},
+    "regression": {"text": "A fine film.", "score": 4.5},
     "text": {"text": "Two and two is four."},
 }
 """A row of each format of tunekit's own, by its name."""

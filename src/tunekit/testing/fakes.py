@@ -133,7 +133,9 @@ def toy_rows(shape: str, n: int = 16, seed: int = 0) -> list[dict[str, Any]]:
     Rows are of unequal lengths, and the same arguments give the same rows.
 
     Args:
-        shape: ``text``, ``prompt_completion``, ``conversation``, ``preference`` or ``feedback``.
+        shape: ``text``, ``prompt_completion``, ``conversation``, ``preference``, ``feedback``, ``ranked``,
+            ``classification`` (the label is the word), ``token_classification`` or ``regression`` (the score is the
+            count).
         n: how many; past 30 the task's questions repeat.
         seed: decides their order.
 
@@ -190,10 +192,34 @@ def _feedback(number: int, word: str, count: int) -> dict[str, Any]:
     return {"prompt": _ask(word, count), "completion": answer, "label": good}
 
 
+def _ranked(number: int, word: str, count: int) -> dict[str, Any]:
+    answers = [_answer(word, count), _answer(word, count + 1), _wrong(word, count)]
+    turn = number % 3
+    order = [0, 1, 2][turn:] + [0, 1, 2][:turn]
+    return {"prompt": _ask(word, count), "completions": [answers[place] for place in order], "ranks": order}
+
+
+def _classification(number: int, word: str, count: int) -> dict[str, Any]:
+    return {**_text(number, word, count), "label": word}
+
+
+def _token_classification(number: int, word: str, count: int) -> dict[str, Any]:
+    tokens = ["Say", *[word] * count, "now"]
+    return {"tokens": tokens, "tags": ["O", "B-WORD", *["I-WORD"] * (count - 1), "O"]}
+
+
+def _regression(number: int, word: str, count: int) -> dict[str, Any]:
+    return {**_text(number, word, count), "score": float(count)}
+
+
 _SHAPES: dict[str, Callable[[int, str, int], dict[str, Any]]] = {
     "text": _text,
     "prompt_completion": _prompt_completion,
     "conversation": _conversation,
     "preference": _preference,
     "feedback": _feedback,
+    "ranked": _ranked,
+    "classification": _classification,
+    "token_classification": _token_classification,
+    "regression": _regression,
 }
