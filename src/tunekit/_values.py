@@ -113,13 +113,15 @@ def plan_value(where: str, value: Any) -> Any:
 
 
 def holds_data(kind: str, key: str) -> bool:
-    return kind != "evaluate" and (key == "data" or key.endswith("_data"))
+    return kind != "evaluate" and (key in ("data", "validation") or key.endswith("_data"))
 
 
 def data_ref(value: Any, objects: dict[str, Any]) -> Any:
     """Data as the plan holds it: rows of JSON types as they are, everything else in memory by reference."""
     if value is None or isinstance(value, str):
         return value
+    if isinstance(value, int | float):
+        return plan_value("data", value)  # a share or a number of rows; what takes none says so
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, list | tuple | Mapping):

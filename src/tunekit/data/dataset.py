@@ -83,6 +83,12 @@ class Dataset:
             DataError: for a bad row (file, row, field and reason in ``details``), a damaged file, or when no row is
                 left (code ``empty-dataset``).
         """
+        for _, row in self.read():
+            yield row
+
+    def read(self) -> Iterator[tuple[RawRow, Row]]:
+        """As :meth:`rows`, each with the row as it stands in the source: its number and line. Raises as :meth:`rows`
+        does."""
         bad: list[tuple[int, str]] = []
         given = 0
         ended = True
@@ -99,7 +105,7 @@ class Dataset:
                 bad.append((raw.number, problem.text()))
                 continue
             given += 1
-            yield row
+            yield raw, row
         if not given:
             raise self._empty(bad)
         self._count = given
