@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from tunekit.plugins import ModelSpec, TrainerSpec, hookimpl
+from tunekit.plugins import ModelSpec, StepSpec, TrainerSpec, hookimpl
 
 if TYPE_CHECKING:
     from tunekit.plugins import ModelSource
@@ -38,6 +38,22 @@ def tunekit_trainers() -> Iterable[TrainerSpec]:
             requires=_REQUIRES,
             data=("text",),
         ),
+    ]
+
+
+@hookimpl
+def tunekit_steps() -> Iterable[StepSpec]:
+    """Steps of their own."""
+    return [
+        StepSpec(
+            name="extend_vocabulary",
+            verb="extend_vocabulary",
+            target="tunekit_transformers.extend:ExtendVocabulary",
+            options="tunekit_transformers.extend:ExtendOptions",
+            summary="new tokens for a domain or language, learned from text or named, with embeddings to start from",
+            requires=_REQUIRES,
+            data=("text",),
+        )
     ]
 
 
