@@ -255,3 +255,50 @@ def test_deep_copy_of_the_merged_model_is_independent() -> None:
         for parameter in merged.parameters():
             parameter.zero_()
     assert probe(twin).abs().max() > 0
+
+
+@pytest.mark.parametrize("ties", [True, False], ids=["tied", "untied"])
+def test_embeddings_of_new_tokens_are_trained_and_merged(ties: bool, tmp_path: Path) -> None:
+    """T19: LoRA leaves embeddings alone; without this, added tokens would keep their start values for ever."""
+    from tunekit.testing import tiny_model
+
+    model = tiny_model(vocabulary=64, tied=ties)
+    model.config.tunekit_new_tokens = [60, 4]
+    table, head = model.get_input_embeddings().weight.clone(), model.lm_head.weight.clone()
+    adapter = LoraAdapter(LoraOptions(r=2))
+    attached = adapter.attach(model, seed=0)
+    ids = torch.tensor([[1, 60, 2, 61, 3, 62, 63, 5]])
+    trained = [parameter for parameter in attached.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        attached(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        wanted = attached(input_ids=ids).logits
+    adapter.save(attached, tmp_path / "adapter")
+    merged = adapter.merge(attached)
+    new_table, new_head = merged.get_input_embeddings().weight, merged.lm_head.weight
+    assert (new_head is new_table) is ties
+    assert type(merged.get_input_embeddings()) is torch.nn.Embedding
+    assert torch.equal(new_table[:60], table[:60])
+    assert torch.equal(new_head[:60], head[:60])
+    assert not torch.isclose(new_table[60:], table[60:]).all(dim=1).any(), "every new row moved"
+    assert not torch.isclose(new_head[60:], head[60:]).all(dim=1).any()
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=ids).logits, wanted, atol=1e-5, rtol=1e-5)
+    from transformers import AutoModelForCausalLM
+
+    merged.save_pretrained(tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=ids).logits, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_new_tokens_can_be_left_alone() -> None:
+    from tunekit.testing import tiny_model
+
+    model = tiny_model(vocabulary=64)
+    model.config.tunekit_new_tokens = [60, 4]
+    attached = LoraAdapter(LoraOptions(r=2, train_new_tokens=False)).attach(model, seed=0)
+    assert not [name for name, parameter in attached.named_parameters() if parameter.requires_grad and "token" in name]

@@ -150,6 +150,7 @@ class LoraAdapter:
             init_lora_weights="gaussian" if options.init == "gaussian" else True,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
             bias="none",
+            trainable_token_indices=_new_tokens(model) if options.train_new_tokens else None,
             task_type="CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
         )
         # Without this, PEFT imports every quantization library it finds, one after another, to ask whether a layer is
@@ -213,6 +214,20 @@ class LoraAdapter:
                 found=type(model).__name__,
                 fix="pass the model that attach() returned",
             )
+
+
+def _new_tokens(model: Any) -> dict[str, list[int]] | None:
+    """Rows to train in the input embeddings and, if it has its own, the output layer; None without new tokens."""
+    added = getattr(getattr(model, "config", None), "tunekit_new_tokens", None)
+    if not added:
+        return None
+    first, count = added
+    layers = [model.get_input_embeddings()]
+    head = model.get_output_embeddings()
+    if head is not None and not _tied(model):
+        layers.append(head)  # PEFT lets a tied one follow by itself
+    names = {name for name, module in model.named_modules() if any(module is layer for layer in layers)}
+    return {name: list(range(first, first + count)) for name in sorted(names)}
 
 
 def _tied(model: Any) -> bool:

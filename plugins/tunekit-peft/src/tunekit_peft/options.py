@@ -37,6 +37,9 @@ class LoraOptions(Options):
     """Rank-stabilised scale ``alpha / sqrt(r)`` (Kalajdzievski 2023, arXiv:2312.03732)."""
     dora: bool = False
     """Train magnitude and direction apart (Liu et al. 2024, arXiv:2402.09353)."""
+    train_new_tokens: bool = True
+    """Train the embeddings of tokens that ``extend_vocabulary`` added, beside the adapter. Without it they would stay
+    where they started, since LoRA leaves embeddings alone."""
     init: Literal["default", "gaussian"] = "default"
     """How A is drawn: ``default`` Kaiming-uniform as in the reference code, ``gaussian`` normal with deviation 1/r."""
 
