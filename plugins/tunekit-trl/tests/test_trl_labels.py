@@ -190,10 +190,6 @@ def test_exactly_one_bos_with_and_without_a_template() -> None:
     example = encoder(templated).example({"prompt": "a", "completion": "b"}, "prompt_completion", "completion")
     assert shown(templated, example.input_ids) == "<bos>[INST] a [/INST] b <eos>"
     assert learned(templated, example) == "~ b <eos>"
-    doubled = driver.byte_tokenizer(template="<bos>" + LLAMA2_LIKE, eos="<eos>", bos=True)
-    example = encoder(doubled).example({"prompt": "a", "completion": "b"}, "prompt_completion", "completion")
-    assert example.input_ids.count(doubled.bos_token_id) == 1
-    assert learned(doubled, example) == "~ b <eos>"
 
     plain = driver.byte_tokenizer(template=None, eos="<eos>", bos=True)
     for text in ("ab", "<bos>ab"):
@@ -291,9 +287,11 @@ def test_train_on_must_fit_the_rows() -> None:
     assert made.train_on("prompt_completion", None) == "completion"
     assert made.train_on("conversation", None) == "all-assistant"
     assert made.train_on("text", None) == "all"
-    for schema, asked in (("conversation", "completion"), ("text", "last"), ("prompt_completion", "all-assistant")):
+    for asked in ("all-assistant", "completion", "last", "all"):
+        assert made.train_on("conversation", asked) == made.train_on("prompt_completion", asked) == asked
+    for asked in ("all-assistant", "completion", "last"):
         with pytest.raises(DataError) as caught:
-            made.train_on(schema, asked)
+            made.train_on("text", asked)
         assert caught.value.code == "train-on"
 
 
