@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from tunekit.plugins.hf.saving import save_model as save_model
     from tunekit.plugins.hf.saving import strip_quantization as strip_quantization
     from tunekit.plugins.hf.silence import quiet as quiet
+    from tunekit.plugins.hf.token_shards import TokenRow as TokenRow
+    from tunekit.plugins.hf.token_store import TokenStore as TokenStore
+    from tunekit.plugins.hf.token_store import token_key as token_key
+    from tunekit.plugins.hf.token_store import tokenizer_fingerprint as tokenizer_fingerprint
     from tunekit.plugins.hf.training import TrainOutcome as TrainOutcome
     from tunekit.plugins.hf.training import train as train
     from tunekit.storage import storage_errors as storage_errors
@@ -45,6 +49,8 @@ _WHERE = {
     "tunekit.plugins.hf.silence": ("quiet",),
     "tunekit.plugins.hf.saving": ("count_parameters", "save_model", "strip_quantization"),
     "tunekit.storage": ("storage_errors",),
+    "tunekit.plugins.hf.token_shards": ("TokenRow",),
+    "tunekit.plugins.hf.token_store": ("TokenStore", "token_key", "tokenizer_fingerprint"),
     "tunekit.plugins.hf.training": ("TrainOutcome", "train"),
 }
 
