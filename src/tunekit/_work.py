@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunekit import storage
+from tunekit._step_data import further_requests, open_step, own_validation
 from tunekit.artifacts import Artifact
 from tunekit.cancel import CancelToken
 from tunekit.context import BenchmarkJob
 from tunekit.data import Dataset
-from tunekit.errors import DataError, PluginError, TunekitError
+from tunekit.errors import PluginError, TunekitError
 from tunekit.plan import TRAINING_KINDS, ResolvedPlan, ResolvedStep, digest, thaw
 from tunekit.session import Session
 
-__all__ = ["Work", "data_facts", "prepare"]
+if TYPE_CHECKING:
+    from tunekit.data.select import LeftOut
+
+__all__ = ["Work", "data_facts", "prepare", "step_data_facts"]
 
 STEP_FORMAT = 1
 """Part of every step's key: raised when what a step writes changes its meaning."""
@@ -37,6 +42,9 @@ class Work:
     options: Any
     seed: int
     data: Dataset | None
+    validation: Dataset | None
+    further_data: Mapping[str, Dataset]
+    left_out: tuple[LeftOut, ...]
     training_data: tuple[Dataset, ...]
     benchmarks: tuple[BenchmarkJob, ...]
     input: Work | None
@@ -84,13 +92,27 @@ def prepare(
         spec = session.spec(step.component)
         options = session.parse_options(step.component, step.options)
         own_seed = getattr(options, "seed", None)
+        seed = resolved.seed if own_seed is None else int(own_seed)
         source = by_name[step.input] if step.input else None
+        read = open_step(
+            step.data,
+            spec,
+            options,
+            seed=seed,
+            session=session,
+            objects=objects,
+            notify=partial(notify, step.name),
+            tick=cancel.raise_if_cancelled,
+        )
         item = Work(
             step=step,
             spec=spec,
             options=options,
-            seed=resolved.seed if own_seed is None else int(own_seed),
-            data=_open_data(step, spec, options, session, objects, cancel, notify),
+            seed=seed,
+            data=read.data,
+            validation=read.validation,
+            further_data=read.further,
+            left_out=read.left_out,
             training_data=_lineage(source),
             benchmarks=_open_benchmarks(step, session),
             input=source,
@@ -117,44 +139,6 @@ def _base_fingerprint(resolved: ResolvedPlan, session: Session, objects: Mapping
             found=f"{type(error).__name__}: {error}",
             fix="update the plugin that reads it, or report it to its authors",
         ) from error
-
-
-def _open_data(
-    step: ResolvedStep,
-    spec: Any,
-    options: Any,
-    session: Session,
-    objects: Mapping[str, Any],
-    cancel: CancelToken,
-    notify: Notify,
-) -> Dataset | None:
-    if step.data is None:
-        return None
-    dataset = session.resolve_dataset(
-        step.data,
-        accepts=tuple(getattr(spec, "data", ())),
-        limit=getattr(options, "limit", None),
-        format=getattr(options, "format", None),
-        columns=getattr(options, "columns", None),
-        on_bad_row=getattr(options, "on_bad_row", "error"),
-        objects=objects,
-    )
-    rows = 0
-    for rows, _ in enumerate(dataset.rows(), 1):
-        if rows % 10_000 == 0:
-            cancel.raise_if_cancelled()
-    if rows == 0:
-        raise DataError(
-            f"The data of step {step.name} has no rows.",
-            code="empty-dataset",
-            asked=f"data={step.data!r}",
-            fix="pass a data set with at least one row",
-            details={"file": str(dataset.source or dataset.name), "step": step.name},
-        )
-    if dataset.bad_rows:
-        shown = "; ".join(f"row {row}: {reason}" for row, reason in dataset.bad_rows[:5])
-        notify(step.name, "bad-rows", f"{len(dataset.bad_rows)} bad rows of {dataset.name} were left out ({shown})")
-    return dataset
 
 
 def _open_benchmarks(step: ResolvedStep, session: Session) -> tuple[BenchmarkJob, ...]:
@@ -192,7 +176,7 @@ def _key(item: Work, base: str) -> str:
             "format": STEP_FORMAT,
             "kind": step.kind,
             "component": asdict(step.component),
-            "options": {name: value for name, value in thaw(step.options).items() if name not in _NOT_IN_KEY},
+            "options": _without_data(item),
             "adapter": (
                 {"component": asdict(step.adapter.component), "options": thaw(step.adapter.options)}
                 if step.adapter
@@ -201,6 +185,12 @@ def _key(item: Work, base: str) -> str:
             "seed": item.seed,
             "input": starts_from,
             "data": item.data.fingerprint() if item.data is not None else None,
+            **({"validation": item.validation.fingerprint()} if item.validation is not None else {}),
+            **(
+                {"further_data": {name: data.fingerprint() for name, data in sorted(item.further_data.items())}}
+                if item.further_data
+                else {}
+            ),
             "calibration": calibration,
             "benchmarks": [
                 {
@@ -211,6 +201,27 @@ def _key(item: Work, base: str) -> str:
             ],
         }
     )
+
+
+def _without_data(item: Work) -> dict[str, Any]:
+    """The options that count by their value. Data count by content, wherever they lie and whatever they are called."""
+    given: dict[str, Any] = thaw(item.step.options)
+    options = {name: value for name, value in given.items() if name not in _NOT_IN_KEY}
+    if own_validation(item.spec, item.options) is not None:
+        options["validation"] = "data"
+    refs = {name: thaw(request.ref) for name, request in further_requests(item.options).items()}
+    return {name: _blanked(value, refs) for name, value in options.items()}
+
+
+def _blanked(value: Any, refs: Mapping[str, Any]) -> Any:
+    """``value`` with every reference to further data replaced by its name."""
+    if isinstance(value, str | list | dict):
+        for name, ref in refs.items():
+            if type(value) is type(ref) and value == ref:
+                return f"data:{name}"
+    if isinstance(value, dict):
+        return {key: _blanked(item, refs) for key, item in value.items()}
+    return [_blanked(item, refs) for item in value] if isinstance(value, list) else value
 
 
 def _lineage(item: Work | None) -> tuple[Dataset, ...]:
@@ -228,17 +239,32 @@ def _embedded_text(item: Work, resolved: ResolvedPlan, what: str) -> str:
         return f"no model was given: the embedded default {resolved.model} is used"
     if what == "sample":
         return "no benchmark data was given: the embedded sample is used (sample: not comparable)"
-    return f"no data was given: the embedded default {item.step.data} is used ({len(item.data or ())} rows)"
+    rows = item.data.counted if item.data is not None else 0
+    return f"no data was given: the embedded default {item.step.data} is used ({rows} rows)"
+
+
+def step_data_facts(item: Work) -> dict[str, Any] | None:
+    """What the manifest says of the data of a step; None if it reads none."""
+    if item.data is None and not item.further_data:
+        return None
+    facts = data_facts(item.data) if item.data is not None else {}
+    if item.validation is not None:
+        facts["validation"] = data_facts(item.validation)
+    if item.further_data:
+        facts["further_data"] = {name: data_facts(data) for name, data in item.further_data.items()}
+    if item.left_out:
+        facts["left_out"] = [out.facts() for out in item.left_out]
+    return facts
 
 
 def data_facts(data: Dataset) -> dict[str, Any]:
-    """What the manifest says of a data set."""
+    """What the manifest says of a data set. ``rows`` is None for a large one that was not read through."""
     return {
         "name": data.name,
         "source": str(data.source) if data.source else None,
         "schema": data.schema,
         "format": data.format,
-        "rows": len(data),
+        "rows": data.counted,
         "fingerprint": data.fingerprint(),
-        "bad_rows": [[row, reason] for row, reason in data.bad_rows],
+        "bad_rows": [[row, reason] for row, reason in (data.skipped if data.counted is None else data.bad_rows)],
     }

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunekit._registry import Entry
+from tunekit._step_data import further_requests, named, opened, own_validation
 from tunekit.errors import TunekitError, nearest
 from tunekit.plan import TRAINING_KINDS, AdapterPlan, Plan, ResolvedPlan, thaw
 from tunekit.plugins.protocols import Finding
 from tunekit.plugins.specs import BenchmarkSpec, QuantizerSpec
 from tunekit.resolve import DEFAULT_MODEL, Analysis, StepAnalysis, analyze_plan, resolved_plan
 from tunekit.session import NO_OBJECTS, OBJECT, Session, default_session
+
+if TYPE_CHECKING:
+    from tunekit.plugins.options import DataRequest
 
 __all__ = ["check_plan"]
 
@@ -255,10 +259,51 @@ def _data(analysis: Analysis) -> None:
         except TunekitError as error:
             if valid is None and (error.details.get("row") or error.details.get("field")):
                 continue  # how the rows are to be read is what is wrong
-            if not error.fix and not error.suggestions:
-                row = error.details.get("row")
-                error.fix = 'mend that row, or on_bad_row="skip"' if row else "mend the file, or pass other data"
+            _add_data_error(analysis, step, error)
+
+
+def _further_data(analysis: Analysis) -> None:
+    """The data sets that a step reads besides ``data``: those that its options ask for, and a validation set."""
+    for step in analysis.steps:
+        if step.entry is None or step.options is None:
+            continue
+        try:
+            requests = further_requests(step.options)
+        except TunekitError as error:
             analysis.add_error(step.name, error)
+            continue
+        own = own_validation(step.entry.spec, step.options)
+        for option, request in (*requests.items(), *((("validation", own),) if own is not None else ())):
+            try:
+                with named(option, request.ref):
+                    _peek(analysis, step, request)
+            except TunekitError as error:
+                _add_data_error(analysis, step, error)
+
+
+def _peek(analysis: Analysis, step: StepAnalysis, request: DataRequest) -> None:
+    from tunekit.data import looks_like_hub_id
+
+    session, ref = analysis.session, request.ref
+    if isinstance(ref, str) and not ref.startswith(OBJECT):
+        entry = session.registry.get("dataset", ref)
+        if entry is not None and not _has_packages(analysis, step.name, entry):
+            return
+        if entry is None and looks_like_hub_id(ref):
+            if request.format is not None:
+                session.data_format(request.format)
+            return  # looking at the rows would need the network
+    dataset = opened(request, session, analysis.objects)
+    brought = session.registry.get("format", dataset.format) if "/" in dataset.format else None
+    if brought is None or _has_packages(analysis, step.name, brought):
+        dataset.peek(PEEK)
+
+
+def _add_data_error(analysis: Analysis, step: StepAnalysis, error: TunekitError) -> None:
+    if not error.fix and not error.suggestions:
+        row = error.details.get("row")
+        error.fix = 'mend that row, or on_bad_row="skip"' if row else "mend the file, or pass other data"
+    analysis.add_error(step.name, error)
 
 
 def _benchmark_data(analysis: Analysis) -> None:
@@ -352,5 +397,6 @@ RULES: tuple[Callable[[Analysis], None], ...] = (
     _packages,
     _model,
     _data,
+    _further_data,
     _benchmark_data,
 )

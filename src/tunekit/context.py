@@ -63,7 +63,8 @@ class StepContext:
     """What ``options.further_data()`` asked for, opened."""
     cache: Path | None = None
     """Folder for data derived from the step's inputs, such as token ids; shared by the steps and later runs of the
-    work folder. Whoever writes there names files by a fingerprint and renames them into place when complete."""
+    work folder, and no part of any result. It may not be there yet: make it before writing. Whoever writes there names
+    files by a fingerprint and renames them into place when complete; no other run uses the work folder meanwhile."""
     training_data: Sequence[Dataset] = ()
     """Data of the training steps that led to :attr:`input`, oldest first: for calibration and held-out checks."""
     benchmarks: Sequence[BenchmarkJob] = ()

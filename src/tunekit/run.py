@@ -17,7 +17,7 @@ from tunekit import check, events, storage
 from tunekit._models import Models
 from tunekit._provenance import Provenance
 from tunekit._stream import EventStream, History
-from tunekit._work import Work, data_facts, prepare
+from tunekit._work import Work, prepare, step_data_facts
 from tunekit._workdir import Workdir, result_files
 from tunekit.artifacts import Artifact
 from tunekit.cancel import CancelToken
@@ -224,7 +224,7 @@ class _Run:
             self.resolved,
             run_id=self.run_id,
             started=self.started,
-            data={item.name: data_facts(item.data) for item in work if item.data is not None},
+            data={item.name: facts for item in work if (facts := step_data_facts(item)) is not None},
             components=self.provenance.to_data(),
         )
         self.manifest["step_plugins"] = self._step_plugins()
@@ -445,6 +445,9 @@ class _Run:
             input=item.input.artifact if item.input else None,
             adapter=self._adapter(item),
             data=item.data,
+            validation=item.validation,
+            further_data=item.further_data,
+            cache=self.path / "cache",
             training_data=item.training_data,
             benchmarks=item.benchmarks,
             input_weights_hash=self.models.input_hash(item),

@@ -75,6 +75,7 @@ class Dataset:
         self._total: int | None = None
         self._fingerprint: str | None = None
         self._bad: list[tuple[int, str]] | None = None
+        self._skipped: dict[int, str] = {}
 
     def rows(self) -> Iterator[Row]:
         """Canonical rows in order.
@@ -103,6 +104,7 @@ class Dataset:
                     # The traceback of a plugin's format is kept; a RowProblem of our own says nothing more.
                     raise row_error(self._raw, raw, problem) from problem.__cause__
                 bad.append((raw.number, problem.text()))
+                self._skipped[raw.number] = problem.text()
                 continue
             given += 1
             yield raw, row
@@ -151,6 +153,20 @@ class Dataset:
 
     def __bool__(self) -> bool:
         return True
+
+    @property
+    def counted(self) -> int | None:
+        """Rows that :meth:`rows` gives, if a whole pass has been made; else None. Reads nothing."""
+        return self._count
+
+    @property
+    def skipped(self) -> list[tuple[int, str]]:
+        """The bad rows that passes have come across so far, by number. Reads nothing."""
+        return sorted(self._skipped.items())
+
+    def size_bytes(self) -> int:
+        """Bytes of the file as stored; 0 for what is in memory."""
+        return self._size()
 
     @property
     def bad_rows(self) -> list[tuple[int, str]]:

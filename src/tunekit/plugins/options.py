@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field  # noqa: TID253  (this module is imported only with an options model)
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator  # noqa: TID253  (this module is imported only with an options model)
 
 __all__ = ["DataOptions", "DataRequest", "Options", "SupervisedOptions", "TrainOptions"]
 
@@ -128,3 +128,26 @@ class SupervisedOptions(TrainOptions):
     well, is a second limit."""
     packing: bool = False
     """Pack examples into blocks of up to ``max_length`` tokens; none sees another. ``batch_size`` counts blocks."""
+
+    @field_validator("validation")
+    @classmethod
+    def _share_or_rows(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("is true or false; it takes a share of the rows, a number of rows, or data of its own")
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"holds out {value} rows; a number of rows is at least 1")
+        if isinstance(value, float) and not 0 < value < 1:
+            raise ValueError(
+                f"is {value:g}; a share of the rows is above 0 and below 1, a number of rows is a whole number from 1"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _validation_for_what_needs_it(self) -> Self:
+        asked = [name for name in ("validate_every", "keep_best", "early_stopping") if getattr(self, name)]
+        if asked and self.validation is None:
+            raise ValueError(
+                f"{' and '.join(asked)} measure{'s' * (len(asked) == 1)} on held-out data, and validation is not "
+                "given: validation=0.05 holds out a share of the rows"
+            )
+        return self

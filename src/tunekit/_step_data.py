@@ -1,0 +1,278 @@
+"""The data of one step: opened, selected and split, the same way for ``check``, ``preview`` and the run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from tunekit.errors import PluginError, TunekitError
+from tunekit.session import NO_OBJECTS, OBJECT, Session
+
+if TYPE_CHECKING:
+    from tunekit.data import Dataset
+    from tunekit.data.select import Filter, LeftOut, Selection
+    from tunekit.plugins.options import DataRequest
+
+__all__ = [
+    "StepData",
+    "further_requests",
+    "main_request",
+    "named",
+    "open_step",
+    "opened",
+    "own_validation",
+    "validation_part",
+]
+
+HEAD = 10_000
+"""Rows of a large data set that are read before the first weight is loaded; the rest is checked while it is read."""
+
+Notify = Callable[[str, str], None]
+"""``notify(code, message)``."""
+
+
+@dataclass(kw_only=True)
+class StepData:
+    """What a step reads."""
+
+    data: Dataset | None = None
+    validation: Dataset | None = None
+    further: Mapping[str, Dataset] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
+    """Rows that were left out on purpose, by rule."""
+
+
+def main_request(ref: Any, spec: Any, options: Any) -> DataRequest:
+    """How the step's ``data`` are to be opened."""
+    from tunekit.plugins.options import DataRequest
+
+    return DataRequest(
+        ref=ref,
+        accepts=tuple(getattr(spec, "data", ())),
+        format=getattr(options, "format", None),
+        columns=getattr(options, "columns", None),
+        limit=getattr(options, "limit", None),
+        on_bad_row=getattr(options, "on_bad_row", "error"),
+    )
+
+
+def validation_part(options: Any) -> float | int | None:
+    """The share or number of rows to hold out; None without one."""
+    value = getattr(options, "validation", None)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def own_validation(spec: Any, options: Any) -> DataRequest | None:
+    """How validation data of its own are to be opened: as the step's ``data``. None for a share, a number, or none."""
+    value = getattr(options, "validation", None)
+    if value is None or validation_part(options) is not None:
+        return None
+    from tunekit.plugins.options import DataRequest
+
+    return DataRequest(
+        ref=value,
+        accepts=tuple(getattr(spec, "data", ())),
+        format=getattr(options, "format", None),
+        columns=getattr(options, "columns", None),
+        on_bad_row=getattr(options, "on_bad_row", "error"),
+    )
+
+
+def further_requests(options: Any) -> dict[str, DataRequest]:
+    """What ``options.further_data()`` asks for.
+
+    Raises:
+        PluginError: if the options give something else, or fail.
+    """
+    from tunekit.plugins.options import DataRequest
+
+    ask = getattr(options, "further_data", None)
+    if not callable(ask):
+        return {}
+    try:
+        given = ask()
+        found = dict(given)
+    except TunekitError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"{type(options).__qualname__}.further_data failed.",
+            code="component-failed",
+            found=f"{type(error).__name__}: {error}",
+            fix="update the plugin, or report it to its authors",
+        ) from error
+    for name, request in found.items():
+        if not isinstance(name, str) or not isinstance(request, DataRequest):
+            raise PluginError(
+                f"{type(options).__qualname__}.further_data gave {name!r}: {request!r:.80}.",
+                code="wrong-answer",
+                fix="return a mapping from names to tunekit.plugins.DataRequest",
+            )
+    return found
+
+
+def opened(
+    request: DataRequest, session: Session, objects: Mapping[str, Any] = NO_OBJECTS, option: str = ""
+) -> Dataset:
+    """The data set of a request. The first rows are read.
+
+    Args:
+        request: what to open.
+        session: plugins and settings.
+        objects: things in memory by reference.
+        option: named in the error; empty for the step's ``data``.
+
+    Raises:
+        DataError: as :meth:`Session.resolve_dataset` does.
+    """
+    with named(option, request.ref):
+        return session.resolve_dataset(
+            request.ref,
+            accepts=request.accepts,
+            limit=request.limit,
+            format=request.format,
+            columns=request.columns,
+            on_bad_row=request.on_bad_row,
+            objects=objects,
+        )
+
+
+@contextlib.contextmanager
+def named(option: str, ref: Any) -> Iterator[None]:
+    """Puts the name of the option before an error about the data it holds."""
+    try:
+        yield
+    except TunekitError as error:
+        if option and "option" not in error.details:
+            error.message = f"Option {option!r}: {error.message}"
+            error.details["option"] = option
+            shown = ref if not (isinstance(ref, str) and ref.startswith(OBJECT)) else "something in memory"
+            error.asked = error.asked or f"{option}={shown!r:.80}"
+        raise
+
+
+def open_step(
+    ref: Any,
+    spec: Any,
+    options: Any,
+    *,
+    seed: int,
+    session: Session,
+    objects: Mapping[str, Any] = NO_OBJECTS,
+    notify: Notify = lambda code, message: None,
+    tick: Callable[[], None] = lambda: None,
+) -> StepData:
+    """Open, select and split everything that a step reads.
+
+    Small data sets are read through, so that every bad row is found before a model is loaded. Of large ones the first
+    rows are, unless a selection needs all of them; their other rows are checked while they are read.
+
+    Args:
+        ref: the step's data; None: it reads none.
+        spec: the component's spec, for the row shapes it takes.
+        options: the validated options.
+        seed: seed of the step.
+        session: plugins and settings.
+        objects: things in memory by reference.
+        notify: told what was left out.
+        tick: called every thousand rows; may raise.
+
+    Raises:
+        DataError: naming file, row and reason, or the option.
+    """
+    further = {}
+    for name, request in further_requests(options).items():
+        further[name] = opened(request, session, objects, name)
+        with named(name, request.ref):
+            _read_through(further[name], tick)
+        _tell_bad_rows(further[name], notify)
+    if ref is None:
+        return StepData(further=further)
+    request = main_request(ref, spec, options)
+    part, own = validation_part(options), own_validation(spec, options)
+    shuffle = bool(getattr(options, "shuffle", False))
+    filters: list[Filter] = []
+    selects = shuffle or part is not None
+    data = opened(replace(request, limit=None) if selects else request, session, objects)
+    validation = None
+    if own is not None:
+        validation = opened(replace(own, accepts=(data.schema,)), session, objects, "validation")
+        with named("validation", own.ref):
+            _read_through(validation, tick)
+        _tell_bad_rows(validation, notify)
+    if not selects and validation is None:
+        _read_through(data, tick)
+        _tell_bad_rows(data, notify)
+        return StepData(data=data, further=further)
+    from tunekit.data import select
+
+    identity = ""
+    if validation is not None:
+        filters.append(select.HeldOut(validation))
+        identity = validation.fingerprint()
+    made = select.select(
+        data,
+        filters=filters,
+        shuffle=shuffle,
+        limit=request.limit,
+        validation=part,
+        seed=seed,
+        identity=identity,
+        tick=lambda rows: tick(),
+    )
+    _tell_bad_rows(made.train, notify)
+    _tell_left_out(data, made, notify)
+    return StepData(
+        data=made.train,
+        validation=validation if validation is not None else made.validation,
+        further=further,
+        left_out=made.left_out,
+    )
+
+
+def _read_through(data: Dataset, tick: Callable[[], None]) -> None:
+    from tunekit.data.select import is_large
+
+    large = is_large(data)
+    for number, _ in enumerate(data.rows(), 1):
+        if number % 1000 == 0:
+            tick()
+        if large and number >= HEAD:
+            return
+
+
+def _tell_bad_rows(data: Dataset, notify: Notify) -> None:
+    if data.counted is None or data.on_bad_row != "skip" or not data.bad_rows:
+        return
+    bad = data.bad_rows
+    shown = "; ".join(f"row {row}: {reason}" for row, reason in bad[:5])
+    notify("bad-rows", f"{len(bad)} bad rows of {data.name} were left out ({shown})")
+
+
+def _tell_left_out(data: Dataset, made: Selection, notify: Notify) -> None:
+    for out in made.left_out:
+        shown = "; ".join(_example(example) for example in out.examples)
+        more = " ..." if out.rows > len(out.examples) else ""
+        rows = f"{out.rows:,} row{'s' * (out.rows != 1)} of {data.name}"
+        notify(f"left-out-{out.reason}", f"{rows} {_BECAUSE[out.reason]} and left out ({shown}{more})")
+    if made.conflicts:
+        notify(
+            "conflicting-targets",
+            f"{made.conflicts:,} of the left-out rows of {data.name} have the text of a row that stayed, but another "
+            "target; which of the two is right cannot be told",
+        )
+
+
+_BECAUSE = {
+    "duplicate": "repeat the text of an earlier row",
+    "near-duplicate": "nearly repeat the text of an earlier row",
+    "benchmark": "hold text of a benchmark in this plan",
+    "held-out-copy": "repeat the text of a held-out row",
+}
+
+
+def _example(example: Mapping[str, Any]) -> str:
+    rest = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in example.items() if name != "row")
+    return f"row {example['row']}" + (f": {rest}" if rest else "")

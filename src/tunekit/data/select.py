@@ -1,0 +1,422 @@
+"""Which rows of a data set are used: without copies, without benchmark questions, shuffled, limited, split.
+
+The order is fixed: **dedupe, decontaminate, shuffle, limit, split**. So ``limit=100`` gives 100 usable rows to training
+and validation together, drawn from the whole data set if it is shuffled, and no copy of a held-out row is trained on.
+
+One pass over the rows decides; it keeps 16 to 40 bytes a row, not the rows. Afterwards a file of JSON Lines is read by
+the places of its lines; what cannot be read by place is kept in memory below 64 MB, and above that copied to a
+temporary file once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import tempfile
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunekit.data.dataset import Dataset
+from tunekit.data.rows import RawRow, RowProblem
+from tunekit.data.text import row_key
+from tunekit.errors import DataError
+from tunekit.plan import digest
+
+__all__ = ["LARGE_BYTES", "LeftOut", "Selection", "is_large", "select", "shuffled", "split"]
+
+LARGE_BYTES = 64 << 20
+"""Files above this size are not kept in memory, nor read through before training unless a selection needs it."""
+
+LISTED = 5
+"""How many of the rows that were left out are named."""
+
+Row = dict[str, Any]
+
+
+@dataclass
+class LeftOut:
+    """Rows that one rule left out."""
+
+    reason: str
+    """``duplicate``, ``near-duplicate``, ``benchmark`` or ``held-out-copy``."""
+    rows: int = 0
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    """The first few: ``row`` is the number of the row in its source; what it agrees with is named beside it."""
+
+    def add(self, row: int, **facts: Any) -> None:
+        """Count one row."""
+        self.rows += 1
+        if len(self.examples) < LISTED:
+            self.examples.append({"row": row, **facts})
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {"reason": self.reason, "rows": self.rows, "examples": self.examples}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What a selection came to."""
+
+    train: Dataset
+    validation: Dataset | None
+    left_out: tuple[LeftOut, ...]
+    """By rule, in the order in which they were applied; rules that left nothing out are not listed."""
+    read: int
+    """Rows that were looked at."""
+    conflicts: int = 0
+    """Left-out copies whose targets differ from those of the row that stayed: one text, two labels."""
+
+
+class Filter:
+    """Decides row by row whether a row stays. Base of the rules of ``dedupe`` and ``decontaminate``."""
+
+    reason = ""
+
+    def look(self, row: Row, number: int) -> dict[str, Any] | None:
+        """None if the row stays; else what it agrees with, for the report. ``number`` is its number in the source."""
+        raise NotImplementedError
+
+
+class HeldOut(Filter):
+    """Leaves out rows whose text is in a validation set of its own."""
+
+    reason = "held-out-copy"
+
+    def __init__(self, validation: Dataset) -> None:
+        self._keys: dict[int, int] = {}
+        for raw, row in validation.read():
+            self._keys.setdefault(row_key(row), raw.number)
+
+    def look(self, row: Row, number: int) -> dict[str, Any] | None:
+        """The number of the held-out row with the same text."""
+        held_out = self._keys.get(row_key(row))
+        return None if held_out is None else {"held_out": held_out}
+
+
+def is_large(dataset: Dataset) -> bool:
+    """Whether a data set is too large to be kept in memory: its file is, or it is a stream of unknown length."""
+    return dataset.size_bytes() > LARGE_BYTES
+
+
+def select(
+    dataset: Dataset,
+    *,
+    filters: Sequence[Filter] = (),
+    shuffle: bool = False,
+    limit: int | None = None,
+    validation: float | int | None = None,
+    seed: int = 0,
+    identity: str = "",
+    tick: Callable[[int], None] | None = None,
+) -> Selection:
+    """Choose rows of ``dataset``, which has no limit of its own.
+
+    Args:
+        dataset: where the rows come from; it is read once, up to the last row that is needed.
+        filters: rules that leave rows out, in their order.
+        shuffle: put the rows in a random order that depends on ``seed`` and their number alone.
+        limit: use the first rows of that order only.
+        validation: hold out this share of the rows (a float below 1, rounded up) or this number of rows (a whole
+            number). See :func:`split`.
+        seed: of the order and of the split.
+        identity: what else decides which rows stay, such as the content of the benchmarks; for the fingerprint.
+        tick: called with the number of rows read, every thousand rows.
+
+    Raises:
+        DataError: for a bad row, or if no row is left to train on or to hold out.
+    """
+    rows = _Rows(dataset)
+    left_out = [LeftOut(rule.reason) for rule in filters]
+    kept = array("Q")
+    numbers = array("Q")
+    keys = array("Q")
+    conflicts = read = 0
+    for position, (raw, row) in enumerate(dataset.read()):
+        read = position + 1
+        if tick is not None and read % 1000 == 0:
+            tick(read)
+        rows.note(raw, row)
+        for rule, out in zip(filters, left_out, strict=True):
+            match = rule.look(row, raw.number)
+            if match is not None:
+                conflicts += bool(match.pop("conflict", False))
+                out.add(raw.number, **match)
+                break
+        else:
+            kept.append(position)
+            numbers.append(raw.number)
+            if validation is not None:
+                keys.append(row_key(row, seed))
+            if limit is not None and not shuffle and len(kept) == limit:
+                break
+    left_out = [out for out in left_out if out.rows]
+    if not kept:
+        raise _nothing_left(dataset, read, left_out)
+    order = _permutation(len(kept), seed) if shuffle else range(len(kept))
+    chosen = list(order[:limit] if limit is not None else order)
+    facts = {
+        "filters": [rule.reason for rule in filters],
+        "identity": identity,
+        "shuffle": shuffle,
+        "limit": limit,
+        "validation": validation,
+        "seed": seed if shuffle or validation is not None else None,
+    }
+    if validation is None:
+        train = _Selected(dataset, rows, array("Q", (kept[index] for index in chosen)), facts, "train")
+        return Selection(train=train, validation=None, left_out=tuple(left_out), read=read, conflicts=conflicts)
+    held, copies = _hold_out(dataset, keys, chosen, validation)
+    if copies:
+        out = LeftOut("held-out-copy")
+        for index, twin in copies:
+            out.add(numbers[index], held_out=numbers[twin])
+        left_out.append(out)
+    apart = held | {index for index, _ in copies}
+    sides = (
+        [index for index in chosen if index not in apart],
+        [index for index in chosen if index in held],
+    )
+    if not sides[0]:
+        raise _nothing_to_train(dataset, len(held), len(chosen), validation)
+    made = [
+        _Selected(dataset, rows, array("Q", (kept[index] for index in side)), facts, part)
+        for side, part in zip(sides, ("train", "validation"), strict=True)
+    ]
+    return Selection(train=made[0], validation=made[1], left_out=tuple(left_out), read=read, conflicts=conflicts)
+
+
+def shuffled(dataset: Dataset, seed: int = 0) -> Dataset:
+    """The same rows in a random order: a permutation that depends on ``seed`` and the number of rows alone.
+
+    Raises:
+        DataError: for a bad row, or without rows.
+    """
+    return select(dataset, shuffle=True, seed=seed).train
+
+
+def split(dataset: Dataset, validation: float | int, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """``(training, held_out)``: two data sets without a row or a text in common.
+
+    Which rows are held out follows from a hash of their text and ``seed``: rows added later move few rows from one side
+    to the other, and the order of the rows moves none. A text that is there several times is held out once; its other
+    copies are used on neither side.
+
+    Args:
+        dataset: what to split; a copy of its order stays on both sides.
+        validation: a share of the rows (a float below 1, rounded up) or a number of rows (a whole number from 1).
+        seed: another seed holds out other rows.
+
+    Raises:
+        DataError: for a bad row, or if a side would be empty.
+    """
+    made = select(dataset, validation=validation, seed=seed)
+    assert made.validation is not None
+    return made.train, made.validation
+
+
+def wanted_rows(validation: float | int, rows: int) -> int:
+    """How many of ``rows`` rows are held out."""
+    if isinstance(validation, int):
+        return validation
+    return math.ceil(validation * rows - 1e-9)
+
+
+def _permutation(count: int, seed: int) -> array[int]:
+    order = array("Q", range(count))
+    random.Random(f"tunekit-shuffle-{seed}").shuffle(order)  # type: ignore[arg-type]  # takes any mutable sequence
+    return order
+
+
+def _hold_out(
+    dataset: Dataset, keys: array[int], chosen: Sequence[int], validation: float | int
+) -> tuple[set[int], list[tuple[int, int]]]:
+    """Indices to hold out, and ``(copy, held-out index)`` of the rows that have their texts."""
+    want = wanted_rows(validation, len(chosen))
+    held: set[int] = set()
+    copies: list[tuple[int, int]] = []
+    first: dict[int, int] = {}
+    # Equal keys stand together, the earliest row first.
+    for index in sorted(chosen, key=lambda index: (keys[index], index)):
+        key = keys[index]
+        if key in first:
+            copies.append((index, first[key]))
+        elif len(held) < want:
+            first[key] = index
+            held.add(index)
+        else:
+            break
+    if len(held) < want:
+        raise _nothing_to_train(dataset, want, len(chosen), validation)
+    copies.sort()
+    return held, copies
+
+
+def _nothing_left(dataset: Dataset, read: int, left_out: Sequence[LeftOut]) -> DataError:
+    counted = ", ".join(f"{out.rows:,} as {out.reason}" for out in left_out)
+    return DataError(
+        f"{dataset.name}: every row was left out.",
+        code="nothing-left",
+        found=f"{read:,} rows read; left out {counted}",
+        fix="use other data, or select less strictly",
+        details={"file": str(dataset.source or dataset.name), "left_out": [out.facts() for out in left_out]},
+    )
+
+
+def _nothing_to_train(dataset: Dataset, held: int, rows: int, validation: float | int) -> DataError:
+    return DataError(
+        f"{dataset.name}: nothing is left to train on when {held:,} of {rows:,} rows are held out.",
+        code="nothing-left",
+        asked=f"validation={validation!r}",
+        found=f"{rows:,} rows; copies of a held-out row are not trained on",
+        fix="hold out fewer rows, use more data, or pass validation data of its own: validation='held_out.jsonl'",
+        details={"file": str(dataset.source or dataset.name), "rows": rows, "option": "validation"},
+    )
+
+
+class _Rows:
+    """The rows of a data set by position. It is filled during the one pass and read afterwards."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._large = is_large(dataset)
+        self._lines: Iterator[tuple[int, int]] | None = None
+        self._path: Path | None = None
+        path = dataset.source
+        if self._large and path is not None and path.suffix.lower() in (".jsonl", ".ndjson"):
+            self._path = path
+            self._lines = _line_starts(path)
+        self._kept: list[tuple[int, int | None, Row]] | None = None if self._large else []
+        self._starts = array("Q")
+        self._places = array("Q")
+        self._spill: Any = tempfile.TemporaryFile() if self._large and self._path is None else None  # noqa: SIM115
+        self._end = 0
+
+    def note(self, raw: RawRow, row: Row) -> None:
+        """Take the next row of the pass."""
+        if self._kept is not None:
+            self._kept.append((raw.number, raw.line, row))
+            return
+        self._places.append(raw.number)
+        if self._spill is not None:
+            data = json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
+            self._spill.write(data)
+            self._starts.append(self._end)
+            self._end += len(data)
+            return
+        assert self._lines is not None
+        line, start = next(self._lines)
+        while line != raw.line:
+            line, start = next(self._lines)
+        self._starts.append(start)
+
+    def at(self, positions: Sequence[int]) -> Iterator[tuple[RawRow, Row]]:
+        """The rows at ``positions``, in that order; copies that are the caller's to change."""
+        if self._kept is not None:
+            for position in positions:
+                number, line, row = self._kept[position]
+                yield RawRow(number, line=line), _copy(row)
+        elif self._spill is not None:
+            self._spill.flush()
+            for position in positions:
+                after = self._starts[position + 1] if position + 1 < len(self._starts) else self._end
+                start = self._starts[position]
+                data = os.pread(self._spill.fileno(), after - start, start)  # several passes may read at once
+                yield RawRow(self._places[position]), json.loads(data.decode("utf-8", "surrogatepass"))
+        else:
+            assert self._path is not None
+            with self._path.open("rb") as stream:
+                for position in positions:
+                    stream.seek(self._starts[position])
+                    number = self._places[position]
+                    try:
+                        raw = RawRow(number, json.loads(stream.readline().decode("utf-8-sig")))
+                        row = self._dataset._canonical(raw)
+                    except (ValueError, RowProblem) as error:
+                        raise _changed(self._path, number) from error
+                    yield raw, row
+
+
+def _changed(path: Path, row: int) -> DataError:
+    return DataError(
+        f"{path.name} changed while it was read: row {row} is no longer where it was.",
+        code="file-changed",
+        fix="run again, and leave the file alone meanwhile",
+        details={"file": str(path), "row": row},
+    )
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copy(item) for item in value]
+    return value
+
+
+def _line_starts(path: Path) -> Iterator[tuple[int, int]]:
+    start = 0
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            yield number, start
+            start += len(line)
+
+
+class _Selected(Dataset):
+    """Rows of another data set by their positions."""
+
+    def __init__(self, base: Dataset, rows: _Rows, positions: array[int], selection: dict[str, Any], part: str) -> None:
+        super().__init__(
+            base._raw,
+            schema=base.schema,
+            format=base.format,
+            native=base.native,
+            convert=base._convert,
+            accepts=base.accepts,
+            limit=base.limit,
+            on_bad_row=base.on_bad_row,
+            columns=base.columns,
+            note=base._note,
+            format_version=base.format_version,
+        )
+        self.name, self.source = base.name, base.source
+        self._base = base
+        self._rows = rows
+        self._positions = positions
+        self._selection = selection
+        self._part = part
+        self._count = len(positions)
+
+    def read(self) -> Iterator[tuple[RawRow, Row]]:
+        """The chosen rows."""
+        yield from self._rows.at(self._positions)
+
+    @property
+    def bad_rows(self) -> list[tuple[int, str]]:
+        """Those of the data set that was chosen from."""
+        return self._base.bad_rows
+
+    def take(self, n: int) -> Dataset:
+        """Its first ``n`` rows."""
+        if n < 1:
+            raise DataError(f"A data set cannot be limited to {n} rows.", code="limit")
+        selection = {**self._selection, "take": n}
+        return _Selected(self._base, self._rows, self._positions[:n], selection, self._part)
+
+    def fingerprint(self) -> str:
+        """Hash over the data set that was chosen from, and the choice."""
+        if self._fingerprint is None:
+            self._fingerprint = digest(
+                {"base": self._base.fingerprint(), "selection": self._selection, "part": self._part}
+            )
+        return self._fingerprint
+
+    def describe(self) -> str:
+        """One line for people."""
+        what = "held-out rows" if self._part == "validation" else "rows"
+        return f"{self._base.describe()}; {len(self._positions):,} {what} chosen"
