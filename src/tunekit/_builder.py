@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from tunekit._tasks import choose_method, frozen_option
 from tunekit._values import (
     STEP_KIND,
     UNSET,
     adapter,
     adapter_plan,
     check_name,
-    data_ref,
     given,
-    holds_data,
     lora,
     plan_value,
     qlora,
@@ -57,6 +56,7 @@ class Builder:
         self,
         data: Any = UNSET,
         *,
+        objective: str | None = None,
         method: str | None = None,
         limit: int | None = UNSET,
         epochs: float = UNSET,
@@ -72,9 +72,11 @@ class Builder:
 
         Args:
             data: text: path, data set name, rows, or an object in memory. Default: embedded text, with a notice.
-            method: trainer; default ``"causal"``.
+            objective: ``"causal"`` (each token from those before it; default) or ``"masked"`` (hidden words from both
+                sides, for encoders).
+            method: trainer, in place of ``objective``: ``"causal"``, ``"mlm"``, or one that a plugin provides.
             limit: use the first rows only.
-            epochs: passes over the data.
+            epochs: passes over the data; ``tokens=`` sets a number of training tokens instead.
             max_steps: optimizer steps in all; wins over ``epochs``.
             learning_rate: peak learning rate.
             batch_size: examples per device and micro-batch.
@@ -89,6 +91,7 @@ class Builder:
             name=name,
             options={
                 "data": data,
+                "objective": UNSET if objective is None else objective,
                 "limit": limit,
                 "epochs": epochs,
                 "max_steps": max_steps,
@@ -104,6 +107,8 @@ class Builder:
         self,
         data: Any = UNSET,
         *,
+        task: str | Mapping[str, Any] | None = None,
+        objective: str | None = None,
         method: str | None = None,
         limit: int | None = UNSET,
         epochs: float = UNSET,
@@ -117,11 +122,18 @@ class Builder:
         name: str | None = None,
         **options: Any,
     ) -> Self:
-        """Continue pretraining on plain text.
+        """Continue pretraining on plain text, or train the model for a task that is not generation.
 
         Args:
-            data: text: path, data set name, rows, or an object in memory. Default: embedded text, with a notice.
-            method: trainer; default ``"causal"``.
+            data: text, or the task's rows: path, data set name, rows, or an object in memory. Default: embedded text,
+                with a notice.
+            task: ``"lm"`` (default), ``"classification"``, ``"ner"``, ``"regression"``, or several that share one body:
+                a mapping of a name to a task, such as
+                ``{"mood": {"task": "classification", "data": "a.tsv"}, "names": {"task": "ner", "data": "b.conll"}}``.
+            objective: for ``"lm"``: ``"causal"`` (default) or ``"masked"`` (hidden words from both sides, for
+                encoders).
+            method: trainer, in place of ``task`` and ``objective``: ``"causal"``, ``"mlm"``, ``"classification"``,
+                ``"ner"``, ``"regression"``, ``"multitask"``, or one that a plugin provides.
             limit: use the first rows only.
             epochs: passes over the data.
             max_steps: optimizer steps in all; wins over ``epochs``.
@@ -133,6 +145,9 @@ class Builder:
             input: name of the step to start from; default: the step before.
             name: name of the step; default ``post_pretrain``.
             options: further options of the trainer.
+
+        Raises:
+            PipelineError: if ``task`` or ``objective`` is unknown, or stands beside ``method``.
         """
         return self._step(
             "post_pretrain",
@@ -142,6 +157,8 @@ class Builder:
             name=name,
             options={
                 "data": data,
+                "task": UNSET if task is None else task,
+                "objective": UNSET if objective is None else objective,
                 "limit": limit,
                 "epochs": epochs,
                 "max_steps": max_steps,
@@ -442,13 +459,11 @@ class Builder:
             )
         if input is not None:
             check_name("input", input)
+        method = choose_method(kind, method, passed)
         if method is not None and not isinstance(method, str):
             raise PipelineError(f"{kind}: method is text, not {method!r}.", code="step-method")
         objects = dict(self._objects)
-        frozen = {
-            key: data_ref(value, objects) if holds_data(kind, key) else plan_value(f"{name}.{key}", value)
-            for key, value in passed.items()
-        }
+        frozen = {key: frozen_option(kind, name, key, value, objects) for key, value in passed.items()}
         step = StepPlan(
             kind=kind, name=name, method=method, options=frozen, input=input, adapter=adapter_plan(name, adapter)
         )

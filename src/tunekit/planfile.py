@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunekit._tasks import choose_method
 from tunekit._values import STEP_KIND, STEP_NAME
 from tunekit.errors import ArtifactError, PipelineError, TunekitError, nearest
 from tunekit.plan import MAX_SEED, SCHEMA, STEP_KINDS, AdapterPlan, Plan, StepPlan, check_seed, free_name, thaw
@@ -486,10 +487,15 @@ def _made(
             problems.add((*path, key), f"{value!r} is no step name: letters, digits, '.', '-' and '_'")
             value = None
         texts[key] = value
+    try:
+        method = choose_method(kind, texts["method"], options)
+    except PipelineError as error:
+        problems.add(path, error.message)
+        method = None
     return StepPlan(
         kind=kind,
         name=texts["name"] or free_name(kind, taken),
-        method=texts["method"],
+        method=method,
         options=options,
         input=texts["input"],
         adapter=_adapter(body, path, problems),
