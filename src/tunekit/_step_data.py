@@ -255,8 +255,8 @@ def _tell_left_out(data: Dataset, made: Selection, notify: Notify) -> None:
     for out in made.left_out:
         shown = "; ".join(_example(example) for example in out.examples)
         more = " ..." if out.rows > len(out.examples) else ""
-        rows = f"{out.rows:,} row{'s' * (out.rows != 1)} of {data.name}"
-        notify(f"left-out-{out.reason}", f"{rows} {_BECAUSE[out.reason]} and left out ({shown}{more})")
+        rows = f"{out.rows:,} row{'s' * (out.rows != 1)}"
+        notify(f"left-out-{out.reason}", f"left out of {data.name}: {rows} {_WITH[out.reason]} ({shown}{more})")
     if made.conflicts:
         notify(
             "conflicting-targets",
@@ -265,11 +265,11 @@ def _tell_left_out(data: Dataset, made: Selection, notify: Notify) -> None:
         )
 
 
-_BECAUSE = {
-    "duplicate": "repeat the text of an earlier row",
-    "near-duplicate": "nearly repeat the text of an earlier row",
-    "benchmark": "hold text of a benchmark in this plan",
-    "held-out-copy": "repeat the text of a held-out row",
+_WITH = {
+    "duplicate": "with the text of an earlier row",
+    "near-duplicate": "with nearly the words of an earlier row",
+    "benchmark": "with text of a benchmark in this plan",
+    "held-out-copy": "with the text of a held-out row",
 }
 
 

@@ -294,6 +294,9 @@ class _Rows:
         self._kept: list[tuple[int, int | None, Row]] | None = None if self._large else []
         self._starts = array("Q")
         self._places = array("Q")
+        self._inner = array("I")  # which of the rows that one line gives
+        self._line = 0
+        self._start = 0
         self._spill: Any = tempfile.TemporaryFile() if self._large and self._path is None else None  # noqa: SIM115
         self._end = 0
 
@@ -310,10 +313,11 @@ class _Rows:
             self._end += len(data)
             return
         assert self._lines is not None
-        line, start = next(self._lines)
-        while line != raw.line:
-            line, start = next(self._lines)
-        self._starts.append(start)
+        again = self._line == raw.line
+        while self._line != raw.line:
+            self._line, self._start = next(self._lines)
+        self._starts.append(self._start)
+        self._inner.append(self._inner[-1] + 1 if again else 0)
 
     def at(self, positions: Sequence[int]) -> Iterator[tuple[RawRow, Row]]:
         """The rows at ``positions``, in that order; copies that are the caller's to change."""
@@ -336,8 +340,9 @@ class _Rows:
                     number = self._places[position]
                     try:
                         raw = RawRow(number, json.loads(stream.readline().decode("utf-8-sig")))
-                        row = self._dataset._canonical(raw)
-                    except (ValueError, RowProblem) as error:
+                        made = self._dataset._canonical(raw)
+                        row = made if isinstance(made, dict) else made[self._inner[position]]
+                    except (ValueError, IndexError, RowProblem) as error:
                         raise _changed(self._path, number) from error
                     yield raw, row
 

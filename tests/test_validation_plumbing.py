@@ -1,0 +1,182 @@
+"""What a step is given besides its rows: held-out rows, further data, a cache folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import data_plugin
+import pytest
+import toy_plugin
+
+from tunekit.errors import CheckFailed, DataError
+from tunekit.events import Notice
+from tunekit.pipeline import Pipeline
+from tunekit.session import Session
+
+ROWS = [{"text": f"line number {number}"} for number in range(40)]
+
+
+@pytest.fixture
+def session() -> Session:
+    data_plugin.RUNS.clear()
+    return Session(plugins=[data_plugin], autoload=False)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    toy_plugin.write_model(tmp_path / "base", 1.0)
+    return str(tmp_path / "base")
+
+
+def seen(folder: Path, step: str = "01-sft") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / step / "seen.json").read_text())
+    return found
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def texts(rows: list[dict[str, Any]]) -> set[str]:
+    return {row["text"] for row in rows}
+
+
+@pytest.mark.parametrize(("validation", "held"), [(0.1, 4), (7, 7), (0.01, 1)])
+def test_a_share_or_a_number_of_rows_is_held_out(
+    session: Session, base: str, tmp_path: Path, validation: float | int, held: int
+) -> None:
+    Pipeline(model=base).sft(data=ROWS, validation=validation).run(workdir=tmp_path / "w", session=session)
+    found = seen(tmp_path / "w")
+    assert len(found["validation"]) == held
+    assert len(found["train"]) == 40 - held
+    assert texts(found["train"]) | texts(found["validation"]) == texts(ROWS)
+    facts = json.loads((tmp_path / "w" / "manifest.json").read_text())["data"]["sft"]
+    assert (facts["rows"], facts["validation"]["rows"]) == (40 - held, held)
+    assert facts["fingerprint"] != facts["validation"]["fingerprint"]
+
+
+@pytest.mark.parametrize("kind", ["path", "rows", "object"])
+def test_validation_data_of_its_own_are_held_out_and_not_trained_on(
+    session: Session, base: str, tmp_path: Path, kind: str
+) -> None:
+    """T33/T36: what is measured on was never trained on, and what was left out for it is said."""
+    own = [{"text": "line  number 3"}, {"text": "something new"}]
+    value: Any = own
+    if kind == "path":
+        value = write_rows(tmp_path / "held.jsonl", own)
+    elif kind == "object":
+        value = iter(own)
+    told: list[Any] = []
+    pipeline = Pipeline(model=base).sft(data=ROWS, validation=value)
+    pipeline.run(workdir=tmp_path / "w", session=session, on_event=told.append)
+    found = seen(tmp_path / "w")
+    assert found["validation"] == own
+    assert found["train"] == [row for row in ROWS if row["text"] != "line number 3"]
+    assert [
+        event.message for event in told if isinstance(event, Notice) and event.code == "left-out-held-out-copy"
+    ] == ["left out of list: 1 row with the text of a held-out row (row 4: held out 1)"]
+
+
+def test_further_data_arrive_under_their_name(session: Session, base: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "replay.jsonl", ROWS[:5])
+    Pipeline(model=base).sft(data=ROWS, replay_data=path, replay_limit=3).run(workdir=tmp_path / "w", session=session)
+    assert seen(tmp_path / "w")["further"] == {"replay_data": ROWS[:3]}
+    facts = json.loads((tmp_path / "w" / "manifest.json").read_text())["data"]["sft"]
+    assert facts["further_data"]["replay_data"]["rows"] == 3
+
+
+def test_a_step_runs_again_when_other_data_changed_and_only_then(session: Session, base: str, tmp_path: Path) -> None:
+    """The content counts, not the place: a renamed file with the same rows is the same data."""
+    held, replay = tmp_path / "held.jsonl", tmp_path / "replay.jsonl"
+
+    def run(held: Path, replay: Path) -> int:
+        pipeline = Pipeline(model=base).sft(data=ROWS, validation=str(held), replay_data=str(replay))
+        pipeline.run(workdir=tmp_path / "w", session=session)
+        return len(data_plugin.RUNS)
+
+    write_rows(held, [{"text": "held"}])
+    write_rows(replay, [{"text": "replay"}])
+    assert run(held, replay) == 1
+    moved = tmp_path / "moved.jsonl"
+    shutil.copy(held, moved)
+    assert run(moved, replay) == 1, "the same rows under another name"
+    write_rows(replay, [{"text": "other"}])
+    assert run(moved, replay) == 2
+    write_rows(moved, [{"text": "other"}])
+    assert run(moved, replay) == 3
+
+
+def test_an_object_in_memory_counts_by_its_rows(session: Session, base: str, tmp_path: Path) -> None:
+    """A reference to an object holds its address, which is another one in every process."""
+    for _ in range(2):
+        replay, held = iter([{"text": "replay"}]), iter([{"text": "held"}])
+        pipeline = Pipeline(model=base).sft(data=ROWS, validation=held, replay_data=replay)
+        pipeline.run(workdir=tmp_path / "w", session=session)
+    assert data_plugin.RUNS == ["sft"]
+
+
+def test_the_cache_is_kept_apart_from_results(session: Session, base: str, tmp_path: Path) -> None:
+    Pipeline(model=base).sft(data=ROWS).run(workdir=tmp_path / "w", session=session)
+    assert (tmp_path / "w" / "cache" / "sft.txt").read_text() == "derived"
+    shutil.rmtree(tmp_path / "w" / "cache")
+    Pipeline(model=base).sft(data=ROWS).run(workdir=tmp_path / "w", session=session)
+    assert data_plugin.RUNS == ["sft"], "a result needs no cache"
+
+
+def test_a_killed_step_continues_with_the_same_split(base: str, tmp_path: Path) -> None:
+    """T33: after SIGKILL the rows, their order and the held-out ones are those of before; the trainer compares."""
+    path = write_rows(tmp_path / "rows.jsonl", ROWS)
+    code = (
+        "import data_plugin\nfrom tunekit.pipeline import Pipeline\nfrom tunekit.session import Session\n"
+        f"pipeline = Pipeline(model={base!r}).sft(data={path!r}, shuffle=True, validation=0.2)\n"
+        "session = Session(plugins=[data_plugin], autoload=False)\n"
+        f"pipeline.run(workdir={str(tmp_path / 'w')!r}, session=session, seed=3)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(data_plugin.__file__).parent)}
+    killed = subprocess.run([sys.executable, "-c", code], env={**environment, "WATCH_DIE": "1"}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    [before] = (tmp_path / "w" / ".partial").glob("*/checkpoints/seen.json")
+    rows = json.loads(before.read_text())
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert seen(tmp_path / "w") == rows
+    assert len(rows["validation"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        ({"validation": "missing.jsonl"}, "missing-file", "Option 'validation': There is no data file missing.jsonl"),
+        ({"replay_data": "missing.jsonl"}, "missing-file", "Option 'replay_data': There is no data file missing.jsonl"),
+        ({"replay_data": [{"text": 3}]}, "bad-row", "Option 'replay_data': list row 1: field 'text' is a number"),
+        ({"validation": [{"prompt": "a", "chosen": "b", "rejected": "c"}]}, "wrong-shape", "Option 'validation': "),
+        ({"validation": 1.0}, "option-value", "a share of the rows is above 0 and below 1"),
+        ({"validation": 0}, "option-value", "a number of rows is at least 1"),
+        ({"validation": True}, "option-value", "data of its own"),
+        ({"keep_best": True}, "option-value", "validation is not given"),
+        ({"validate_every": 5, "early_stopping": 2}, "option-value", "validate_every and early_stopping measure on"),
+    ],
+)
+def test_check_names_the_step_and_the_option(
+    session: Session, base: str, options: dict[str, Any], code: str, says: str
+) -> None:
+    findings = [f for f in Pipeline(model=base).sft(data=ROWS, **options).check(session=session) if f.level == "error"]
+    assert [(finding.step, finding.code) for finding in findings] == [("sft", code)]
+    assert says in findings[0].message
+    assert findings[0].fix or findings[0].details.get("suggestions")
+
+
+@pytest.mark.parametrize("validation", [40, 400, 0.999])
+def test_a_split_that_leaves_nothing_to_train_on_is_refused(
+    session: Session, base: str, tmp_path: Path, validation: float | int
+) -> None:
+    with pytest.raises((DataError, CheckFailed), match="nothing is left to train on"):
+        Pipeline(model=base).sft(data=ROWS, validation=validation).run(workdir=tmp_path / "w", session=session)
+    assert not data_plugin.RUNS
