@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +14,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tunekit.cancel import CancelToken  # noqa: E402
-from tunekit.errors import RunCancelled, StepError  # noqa: E402
+from tunekit.errors import DataError, RunCancelled, StepError  # noqa: E402
 from tunekit.plugins import hf  # noqa: E402
+from tunekit_transformers import packing  # noqa: E402
 from tunekit_transformers.causal import _check_isolation  # noqa: E402
-from tunekit_transformers.packing import IGNORE, BlockDataset, TokenFile, collate  # noqa: E402
+from tunekit_transformers.packing import IGNORE, BlockDataset, TokenFile, collate, tokens_for  # noqa: E402
 
 TEXTS = ["One day a cat sat.", "A dog ran.", "x", "The sun was very big and it was warm all day long. " * 4, "Bye."]
 
@@ -28,8 +31,16 @@ class Words:
     def __init__(self, bos: bool = True) -> None:
         self.known: dict[str, int] = {}
         self.bos = bos
+        self.texts = 0
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"bos": self.bos}
+
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return next(word for word, known in self.known.items() if known == token)
 
     def __call__(self, texts: list[str], **kwargs: Any) -> dict[str, list[list[int]]]:
+        self.texts += len(texts)
         assert kwargs["add_special_tokens"] and not kwargs["truncation"]
         special = {"<s>": 1, "</s>": 2}
         return {
@@ -40,9 +51,11 @@ class Words:
         }
 
 
-def token_file(folder: Path, texts: list[str], tokenizer: Any, cancel: CancelToken | None = None) -> TokenFile:
-    ctx: Any = SimpleNamespace(dir=folder, cancel=cancel or CancelToken(), progress=lambda *a: None)
-    return TokenFile.build(ctx, texts, tokenizer, "data")
+def token_file(
+    folder: Path, texts: Iterable[str], tokenizer: Any, cancel: CancelToken | None = None, **more: Any
+) -> TokenFile:
+    ctx: Any = SimpleNamespace(dir=folder, cache=None, cancel=cancel or CancelToken(), progress=lambda *a: None)
+    return TokenFile.build(ctx, texts, tokenizer, "data", **more)
 
 
 def documents(file: TokenFile) -> list[list[int]]:
@@ -116,15 +129,65 @@ def test_padding_is_a_document_of_its_own(tmp_path: Path) -> None:
 
 
 def test_complete_token_file_is_used_again(tmp_path: Path) -> None:
-    token_file(tmp_path, TEXTS, Words())
+    first = token_file(tmp_path, TEXTS, Words())
+    assert first.encoded == len(TEXTS)
+    other = Words()
+    again = token_file(tmp_path, TEXTS, other)
+    assert again.facts == first.facts and again.encoded == other.texts == 0
+    (path,) = again.folder.glob("*.tokens")
+    path.write_bytes(b"1234")
+    assert token_file(tmp_path, TEXTS, other).facts == first.facts and other.texts == len(TEXTS)
+    again.discard()
+    assert not list(tmp_path.iterdir())
 
-    def never(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("tokenized again")
 
-    again = token_file(tmp_path, TEXTS, SimpleNamespace(eos_token_id=2, bos_token_id=1, __call__=never))
-    assert again.facts.documents == len(TEXTS)
-    (tmp_path / "tokens" / "tokens.bin").write_bytes(b"1234")
-    assert token_file(tmp_path, TEXTS, Words()).facts.tokens == again.facts.tokens
+def test_only_the_documents_that_training_reads_are_tokenized(tmp_path: Path) -> None:
+    """50 blocks of 9 tokens read 401 tokens: with 7 a document, 58 documents, in whole calls of the tokenizer."""
+    words = Words()
+    texts = (f"a b c d {number}" for number in range(10**9))
+    wanted = tokens_for(steps=25, rows=2, length=9)
+    file = token_file(tmp_path, texts, words, limit_tokens=wanted)
+    assert wanted == 401 and file.facts.tokens == 58 * 7 and not file.facts.complete and words.texts == 256
+    assert len(BlockDataset(file, 9)) >= 50
+
+
+def test_a_token_without_an_embedding_is_an_error(tmp_path: Path) -> None:
+    """T19: the tokenizer has grown, the model has not."""
+    assert token_file(tmp_path, ["a b c"], Words(), vocabulary=6).facts.tokens == 5
+    with pytest.raises(DataError) as caught:
+        token_file(tmp_path, ["a b c"], Words(), vocabulary=5)
+    assert caught.value.code == "vocabulary" and "'c'" in caught.value.message and "id 5" in caught.value.found
+
+
+def test_documents_without_targets_fill_no_block(tmp_path: Path) -> None:
+    """Blocks in which every token begins a document teach nothing; the others keep their order."""
+    file = token_file(tmp_path, ["a b", "", "", "", "", "", "", "c d e", "", "", "", ""], Words(bos=False))
+    assert file.facts.documents == 12
+    for length in (2, 3, 4):
+        blocks = BlockDataset(file, length)
+        rows = [blocks[index] for index in range(len(blocks))]
+        assert all(any(label != IGNORE for label in row["labels"][1:]) for row in rows)
+        assert sum(label != IGNORE for row in rows for label in row["labels"][1:]) == blocks.targets == 5
+        assert [len(row["input_ids"]) for row in rows] == blocks.lengths.tolist()
+        with pytest.raises(IndexError):
+            blocks[len(blocks)]
+
+
+def test_blocks_over_many_documents_take_no_python_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in pieces or at once, the blocks are the same; memory is a few bytes a document."""
+    texts = ["a " * (number % 5) for number in range(3000)]
+    file = token_file(tmp_path, texts, Words(bos=False))
+    whole = BlockDataset(file, 4)
+    monkeypatch.setattr(packing, "_AT_ONCE", 512)
+    tracemalloc.start()
+    assert len(BlockDataset(file, 2)) == 6000
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 130_000, "a list of the blocks would take 200,000 bytes and more"
+    monkeypatch.setattr(packing, "_AT_ONCE", 7)
+    pieces = BlockDataset(file, 4)
+    assert (len(pieces), pieces.cut, pieces.targets) == (len(whole), whole.cut, whole.targets)
+    assert all(pieces[index] == whole[index] for index in range(len(whole)))
 
 
 def test_tokenizer_without_end_of_text(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def _train(ctx: StepContext, model: Any, tokenizer: Any, facts: dict[str, Any]) 
         },
     )
     del blocks, trainer
-    shutil.rmtree(file.folder, ignore_errors=True)
+    file.discard()
     return artifact
 
 
