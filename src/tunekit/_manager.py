@@ -505,13 +505,24 @@ class Hooks:
     def _collect_decorated(self, record: PluginRecord, thing: Any, others: _Entries, mine: _Entries) -> None:
         for decoration in decorations(thing):
             spec = decoration.spec
-            at_hand = ("target", "options") if decoration.options else ("target",)
+            at_hand = [
+                "target",
+                *(["options"] if decoration.options else []),
+                *(["preview"] if decoration.preview else []),
+            ]
             problem = spec_problem(spec, type(spec), objects=at_hand)
             if problem:
                 raise _Refused(f"{thing.__qualname__}: {problem}")
             version = code_version(thing, decoration) if record.provider == INLINE else record.version
             component = _ref(record, spec, version)
-            entry = Entry(component=component, spec=spec, plugin=record.name, value=thing, options=decoration.options)
+            entry = Entry(
+                component=component,
+                spec=spec,
+                plugin=record.name,
+                value=thing,
+                options=decoration.options,
+                preview=decoration.preview,
+            )
             self._add(entry, thing.__qualname__, others, mine)
 
     def _add(self, entry: Entry, where: str, others: _Entries, mine: _Entries) -> None:

@@ -89,6 +89,8 @@ class Entry:
     """The class or function itself, if it was decorated; None: it is imported by the component's target."""
     options: type[Any] | None = field(default=None, repr=False)
     """The options model itself, if the decorator was given one; None: it is imported by ``spec.options``, if any."""
+    preview: Any = field(default=None, repr=False)
+    """The preview callable itself, if the decorator was given one; None: it is imported by ``spec.preview``, if any."""
 
 
 def spec_stage(spec: Spec) -> str:
@@ -104,7 +106,7 @@ def spec_verb(spec: Spec) -> str:
 def spec_problem(spec: object, expected: type[Spec], *, objects: Collection[str] = ()) -> str:
     """What is wrong with a record that a registration hook returned; empty if nothing.
 
-    ``objects``: which of target and options are at hand, so that their names need not be import strings.
+    ``objects``: which of target, options and preview are at hand, so that their names need not be import strings.
     """
     if not isinstance(spec, expected):
         return f"returned {spec!r}, which is no {expected.__name__}"
@@ -114,6 +116,9 @@ def spec_problem(spec: object, expected: type[Spec], *, objects: Collection[str]
         return f"the target {spec.target!r} of {spec.name!r} is not of the form 'pkg.module:attribute'"
     if "options" not in objects and spec.options is not None and not _is_import_string(spec.options):
         return f"the options {spec.options!r} of {spec.name!r} are not of the form 'pkg.module:attribute'"
+    preview = spec.preview if isinstance(spec, TrainerSpec) and "preview" not in objects else ""
+    if preview != "" and not _is_import_string(preview):
+        return f"the preview {preview!r} of {spec.name!r} is not of the form 'pkg.module:attribute'"
     for name in _tuple_fields(type(spec)):
         value = getattr(spec, name)
         if not isinstance(value, tuple | list) or not all(isinstance(item, str) for item in value):

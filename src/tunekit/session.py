@@ -23,12 +23,13 @@ from tunekit.errors import (
     nearest,
 )
 from tunekit.plan import ComponentRef, canonical_json, thaw
-from tunekit.plugins.specs import DataFormatSpec, DatasetSpec, Spec
+from tunekit.plugins.specs import DataFormatSpec, DatasetSpec, Spec, TrainerSpec
 from tunekit.settings import Settings
 
 if TYPE_CHECKING:
     from tunekit.data import Dataset, Format
     from tunekit.plugins.protocols import LoadedModel, ModelSource
+    from tunekit.plugins.views import ModelFacts, PreviewContext, PreviewRow
 
 __all__ = ["OBJECT", "MemorySource", "Session", "UnmetRequirement", "default_session"]
 
@@ -144,6 +145,17 @@ class Session:
         if entry is not None and entry.value is not None:
             return entry.value
         return self._import(component, component.target, "target")
+
+    def load_preview(self, component: ComponentRef) -> Callable[[PreviewContext], Iterator[PreviewRow]] | None:
+        """A trainer's preview callable (``TrainerSpec.preview``), or None if it has none. Raises as :meth:`load`
+        does."""
+        entry = self.registry.get(component.kind, component.id, component.stage)
+        if entry is None or not isinstance(entry.spec, TrainerSpec) or not entry.spec.preview:
+            return None
+        found: Callable[[PreviewContext], Iterator[PreviewRow]] = entry.preview or self._import(
+            component, entry.spec.preview, "preview"
+        )
+        return found
 
     def create(self, component: ComponentRef, *arguments: Any) -> Any:
         """Import a component's target and call it with ``arguments``.
@@ -560,6 +572,17 @@ class MemorySource:
         if problems:
             raise ArtifactError(f"The model in memory cannot be used: {problems[0]}.", code="bad-model")
         return LoadedModel(model=copy.deepcopy(self._model).eval(), tokenizer=copy.deepcopy(self._tokenizer))
+
+    def tokenizer(self) -> tuple[Any, ModelFacts]:
+        """A copy of the tokenizer, and facts of the model. Raises as :meth:`load` does."""
+        import copy
+
+        from tunekit.plugins.hf import model_facts
+
+        problems = self.problems()
+        if problems:
+            raise ArtifactError(f"The model in memory cannot be used: {problems[0]}.", code="bad-model")
+        return copy.deepcopy(self._tokenizer), model_facts(self._model)
 
 
 _default: Session | None = None

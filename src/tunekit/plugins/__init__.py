@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from tunekit.plugins.protocols import ModelSource as ModelSource
     from tunekit.plugins.protocols import Request as Request
     from tunekit.plugins.protocols import Response as Response
+    from tunekit.plugins.protocols import TokenizerSource as TokenizerSource
     from tunekit.plugins.protocols import Tracker as Tracker
     from tunekit.plugins.specs import API_VERSION as API_VERSION
     from tunekit.plugins.specs import AdapterSpec as AdapterSpec
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
     from tunekit.plugins.specs import StepSpec as StepSpec
     from tunekit.plugins.specs import TrackerSpec as TrackerSpec
     from tunekit.plugins.specs import TrainerSpec as TrainerSpec
+    from tunekit.plugins.views import HARMFUL as HARMFUL
+    from tunekit.plugins.views import LabelTotals as LabelTotals
     from tunekit.plugins.views import ModelFacts as ModelFacts
     from tunekit.plugins.views import PreviewContext as PreviewContext
     from tunekit.plugins.views import PreviewRow as PreviewRow
@@ -101,6 +104,7 @@ _WHERE = {
         "ModelSource",
         "Request",
         "Response",
+        "TokenizerSource",
         "Tracker",
     ),
     "tunekit.plugins.specs": (
@@ -117,7 +121,7 @@ _WHERE = {
         "TrackerSpec",
         "TrainerSpec",
     ),
-    "tunekit.plugins.views": ("ModelFacts", "PreviewContext", "PreviewRow", "TokenView"),
+    "tunekit.plugins.views": ("HARMFUL", "LabelTotals", "ModelFacts", "PreviewContext", "PreviewRow", "TokenView"),
 }
 
 __getattr__, __dir__, __all__ = attach(__name__, _WHERE)

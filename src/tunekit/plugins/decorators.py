@@ -77,6 +77,8 @@ class Decoration:
     """The options model, if it was given as a class."""
     state: str
     """Digest of the code with the lists and dicts it refers to, as they were when it was decorated."""
+    preview: Callable[..., Any] | None = None
+    """The preview, if it was given as a callable."""
 
 
 def decorations(thing: Any) -> tuple[Decoration, ...]:
@@ -108,12 +110,14 @@ def trainer(
     stage: str,
     data: tuple[str, ...] = (),
     adapters: bool = True,
+    preview: Callable[..., Any] | str = "",
     summary: str = "",
     options: type[Any] | str | None = None,
     requires: tuple[str, ...] = (),
     install: str = "",
 ) -> Callable[[C], C]:
-    """Mark a class with ``run(ctx: StepContext) -> Artifact`` as a trainer. See :class:`TrainerSpec`.
+    """Mark a class with ``run(ctx: StepContext) -> Artifact`` as a trainer. See :class:`TrainerSpec`. ``preview`` may
+    be the callable itself.
 
     ::
 
@@ -433,10 +437,18 @@ def _attach(thing: Any, spec: type[Spec], fields: Mapping[str, Any]) -> None:
                 "derive it from tunekit.plugins.Options",
             )
         options = f"{model.__module__}:{model.__qualname__}"
+    preview = given.get("preview")
+    shows: Callable[..., Any] | None = None
+    if preview is not None and not isinstance(preview, str):
+        if not callable(preview) or not _takes(preview, ("ctx",)):
+            raise _wrong(spec, f"takes a callable (ctx) as preview=, found {preview!r:.80}", "write def preview(ctx)")
+        shows = preview
+        given["preview"] = f"{getattr(preview, '__module__', '')}:{getattr(preview, '__qualname__', 'preview')}"
     doc = (vars(thing).get("__doc__") if isinstance(thing, type) else thing.__doc__) or ""
     given["summary"] = given["summary"] or doc.strip().partition("\n")[0]
     made = spec(target=f"{thing.__module__}:{thing.__qualname__}", options=options, **given)
-    new = Decoration(spec=made, options=model, state=code_digest(thing, model, containers=True))
+    state = code_digest(thing, model, containers=True)
+    new = Decoration(spec=made, options=model, state=state, preview=shows)
     setattr(thing, ATTRIBUTE, (*decorations(thing), new))
 
 

@@ -16,6 +16,7 @@ from tunekit.events import Event
 
 if TYPE_CHECKING:
     from tunekit.context import StepContext
+    from tunekit.plugins.views import ModelFacts
 
 __all__ = [
     "Adapter",
@@ -28,6 +29,7 @@ __all__ = [
     "ModelSource",
     "Request",
     "Response",
+    "TokenizerSource",
     "Tracker",
 ]
 
@@ -102,6 +104,20 @@ class ModelSource(Protocol):
 
     def load(self) -> LoadedModel:
         """Read the weights.
+
+        Raises:
+            ArtifactError: if files are missing or damaged.
+            MissingDependencyError: if a package is missing.
+        """
+        ...
+
+
+@runtime_checkable
+class TokenizerSource(Protocol):
+    """What a :class:`ModelSource` may offer besides, so that ``Pipeline.preview`` need not load the model."""
+
+    def tokenizer(self) -> tuple[Any, ModelFacts]:
+        """The model's tokenizer, and what is known of the model. No weights are read.
 
         Raises:
             ArtifactError: if files are missing or damaged.

@@ -6,11 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tunekit.errors import DataError
+
 if TYPE_CHECKING:
     from tunekit.data import Dataset
     from tunekit.plan import ResolvedStep
 
-__all__ = ["ModelFacts", "PreviewContext", "PreviewRow", "TokenView"]
+__all__ = ["HARMFUL", "LabelTotals", "ModelFacts", "PreviewContext", "PreviewRow", "TokenView"]
+
+HARMFUL = ("double-bos", "vocabulary", "no-eos", "tool-calls-lost", "tools-lost")
+"""Codes of errors about one row that are about every row like it: a preview raises them, as training does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +47,107 @@ class PreviewRow:
     """Tokens that were cut off."""
     target: str = ""
     """What is learned for the example as a whole, such as a class or a score."""
+    stopped: bool | None = None
+    """Whether the last learned token is one that generation stops at; None where that has no meaning."""
+    bos: int | None = None
+    """Begin-of-text tokens that the example starts with; None if the tokenizer has none, or it has no meaning."""
     problem: str = ""
     """Why the row cannot be trained on; ``tokens`` may be empty then."""
     code: str = ""
     """Stable identifier of the problem, such as ``no-targets``."""
+    fix: str = ""
+    """What to do about the problem."""
+    skipped: bool = False
+    """Whether training leaves the row out; else it ends with the problem as its error."""
+
+    @property
+    def targets(self) -> int:
+        """Tokens that are learned."""
+        return sum(token.label is not None for token in self.tokens)
+
+
+@dataclass(kw_only=True)
+class LabelTotals:
+    """Counts over training examples, and what of them no training may go on with."""
+
+    rows: int = 0
+    """Examples, without those that cannot be trained on."""
+    tokens: int = 0
+    trained_tokens: int = 0
+    cut_rows: int = 0
+    cut_tokens: int = 0
+    stop_rows: int = 0
+    """Examples of which it has a meaning whether they end in a token that generation stops at."""
+    stopped_rows: int = 0
+    """Those of them that do, and learn it."""
+    bos: dict[int, int] = field(default_factory=dict)
+    """Begin-of-text tokens at the front of an example, to how many examples have so many."""
+
+    def add(
+        self,
+        *,
+        tokens: int,
+        trained: int,
+        cut: int = 0,
+        stopped: bool | None = None,
+        bos: int | None = None,
+    ) -> None:
+        """Count one example."""
+        self.rows += 1
+        self.tokens += tokens
+        self.trained_tokens += trained
+        self.cut_rows += cut > 0
+        self.cut_tokens += cut
+        if stopped is not None:
+            self.stop_rows += 1
+            self.stopped_rows += stopped
+        if bos is not None:
+            self.bos[bos] = self.bos.get(bos, 0) + 1
+
+    def harm(self) -> DataError | None:
+        """What must not be trained on, if anything: nothing to learn at all, or no example that learns to stop."""
+        if self.rows and not self.trained_tokens:
+            return DataError(
+                "No token of the data is learned: every label is masked.",
+                code="no-targets",
+                found=f"{self.rows:,} examples of {self.tokens:,} tokens",
+                fix="look at the masks: Pipeline.preview() or tunekit preview PLAN",
+            )
+        if self.stop_rows and not self.stopped_rows:
+            cut = f", {self.cut_rows:,} of them cut at the end" if self.cut_rows else ""
+            return DataError(
+                "No example learns the token that ends an answer, so the model would not learn to stop.",
+                code="stop-never-trained",
+                found=f"{self.stop_rows:,} examples{cut}",
+                fix="raise max_length, so that answers end before they are cut"
+                if self.cut_rows
+                else "use a chat template that ends answers with a token that generation stops at",
+            )
+        return None
+
+    def raise_if_harmful(self) -> None:
+        """Raise what :meth:`harm` finds.
+
+        Raises:
+            DataError: codes ``no-targets`` and ``stop-never-trained``.
+        """
+        error = self.harm()
+        if error is not None:
+            raise error
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types."""
+        share = self.trained_tokens / self.tokens if self.tokens else 0.0
+        return {
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "trained_tokens": self.trained_tokens,
+            "masked_share": round(1 - share, 6) if self.tokens else None,
+            "cut_rows": self.cut_rows,
+            "cut_tokens": self.cut_tokens,
+            "stop_trained_share": round(self.stopped_rows / self.stop_rows, 6) if self.stop_rows else None,
+            "bos": {str(count): rows for count, rows in sorted(self.bos.items())},
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +174,9 @@ class PreviewContext:
     seed: int
     data: Dataset
     further_data: Mapping[str, Dataset] = field(default_factory=dict)
+    shown: int = 3
+    """Examples that are shown token by token. Of later ones only the counts are, so that turns and roles need not be
+    found."""
     _tokenizer: Callable[[], tuple[Any, ModelFacts]] = field(repr=False)
 
     def tokenizer(self) -> tuple[Any, ModelFacts]:

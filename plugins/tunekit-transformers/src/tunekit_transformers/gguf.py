@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.errors import ArtifactError, MissingDependencyError
-from tunekit.plugins.hf import compute_dtype, default_device, quiet, strip_quantization
+from tunekit.plugins import ModelFacts
+from tunekit.plugins.hf import compute_dtype, config_facts, default_device, quiet, strip_quantization
 from tunekit.plugins.protocols import LoadedModel
 
-__all__ = ["load_gguf"]
+__all__ = ["gguf_tokenizer", "load_gguf"]
 
 _lock = threading.Lock()
 
@@ -30,10 +31,7 @@ def load_gguf(path: Path, dtype: Any = None) -> LoadedModel:
         ArtifactError: if the file is damaged or its architecture is not supported.
         MissingDependencyError: if the package gguf is missing.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise MissingDependencyError(
-            f"Reading {path} needs the package gguf.", asked=str(path), fix="pip install 'gguf>=0.17'"
-        )
+    _require_reader(path)
     with quiet(), _read_once():
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -50,12 +48,7 @@ def load_gguf(path: Path, dtype: Any = None) -> LoadedModel:
         except MemoryError:
             raise
         except Exception as error:
-            raise ArtifactError(
-                f"The GGUF file {path} cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}",
-                code="model-unreadable",
-                asked=str(path),
-                fix="copy the file again, or pass the folder of the unquantized model",
-            ) from error
+            raise _unreadable(path, error) from error
     packed = [name for name, module in model.named_modules() if type(module).__name__.startswith("Gguf")]
     missing = sorted(info.get("missing_keys", ()))
     if packed or missing:
@@ -69,6 +62,38 @@ def load_gguf(path: Path, dtype: Any = None) -> LoadedModel:
     model = strip_quantization(model).to(default_device())
     model.config.architectures = [type(model).__name__]
     return LoadedModel(model=model.eval(), tokenizer=tokenizer, path=None)
+
+
+def gguf_tokenizer(path: Path) -> tuple[Any, ModelFacts]:
+    """The tokenizer in a GGUF file, and what its header says of the model. Raises as :func:`load_gguf` does."""
+    _require_reader(path)
+    with quiet(), _read_once():
+        from transformers import AutoConfig, AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+            config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise _unreadable(path, error) from error
+    return tokenizer, config_facts(config)
+
+
+def _require_reader(path: Path) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingDependencyError(
+            f"Reading {path} needs the package gguf.", asked=str(path), fix="pip install 'gguf>=0.17'"
+        )
+
+
+def _unreadable(path: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(
+        f"The GGUF file {path} cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}",
+        code="model-unreadable",
+        asked=str(path),
+        fix="copy the file again, or pass the folder of the unquantized model",
+    )
 
 
 def _unpacked(path: Path) -> dict[str, Any]:

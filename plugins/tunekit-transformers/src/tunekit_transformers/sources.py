@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.errors import ArtifactError, MissingDependencyError
+from tunekit.plugins import ModelFacts
 from tunekit.plugins.protocols import LoadedModel
 
 __all__ = ["FolderSource", "GgufSource", "HubSource", "resolve", "smollm2"]
@@ -32,6 +33,9 @@ _MODEL_FILES = (
     "*.model",
     "*.jinja",
 )
+_WEIGHT_PATTERNS = 3
+"""How many of the patterns above are about weights."""
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _hashes: dict[tuple[str, int, int], str] = {}
 _lock = threading.Lock()
@@ -102,6 +106,12 @@ class FolderSource:
 
         return load_folder(self.path)
 
+    def tokenizer(self) -> tuple[Any, ModelFacts]:
+        """Tokenizer and facts. Raises as :func:`tunekit.plugins.hf.folder_tokenizer` does."""
+        from tunekit.plugins.hf import folder_tokenizer
+
+        return folder_tokenizer(self.path)
+
 
 @dataclass(kw_only=True)
 class GgufSource:
@@ -142,6 +152,12 @@ class GgufSource:
         from tunekit_transformers.gguf import load_gguf
 
         return load_gguf(self.path)
+
+    def tokenizer(self) -> tuple[Any, ModelFacts]:
+        """Tokenizer and facts, from the file's header. Raises as :meth:`load` does."""
+        from tunekit_transformers.gguf import gguf_tokenizer
+
+        return gguf_tokenizer(self.path)
 
 
 @dataclass(kw_only=True)
@@ -197,13 +213,26 @@ class HubSource:
             folder = self._download()
         return load_folder(folder)
 
+    def tokenizer(self) -> tuple[Any, ModelFacts]:
+        """Tokenizer and facts: from the cache, or after a download of everything but the weights.
+
+        Raises:
+            ArtifactError: if they cannot be had.
+        """
+        from tunekit.plugins.hf import folder_tokenizer
+
+        folder = self._cached()
+        if folder is None or not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+            folder = self._download(_MODEL_FILES[_WEIGHT_PATTERNS:])
+        return folder_tokenizer(folder)
+
     def _cached(self) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(self.repo, "config.json", revision=self.revision)
         return Path(found).parent if isinstance(found, str) else None
 
-    def _download(self) -> Path:
+    def _download(self, patterns: Sequence[str] = _MODEL_FILES) -> Path:
         from huggingface_hub import snapshot_download
 
         from tunekit.plugins.hf import quiet
@@ -211,7 +240,7 @@ class HubSource:
         self._refuse_offline()
         try:
             with quiet():
-                return Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=list(_MODEL_FILES)))
+                return Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=list(patterns)))
         except Exception as error:
             raise self._unreachable(error) from error
 

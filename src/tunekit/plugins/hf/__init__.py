@@ -26,16 +26,23 @@ if TYPE_CHECKING:
     from tunekit.plugins.hf.arguments import training_arguments as training_arguments
     from tunekit.plugins.hf.callback import TunekitCallback as TunekitCallback
     from tunekit.plugins.hf.checkpoints import good_checkpoint as good_checkpoint
+    from tunekit.plugins.hf.facts import config_facts as config_facts
+    from tunekit.plugins.hf.facts import folder_tokenizer as folder_tokenizer
+    from tunekit.plugins.hf.facts import model_facts as model_facts
     from tunekit.plugins.hf.finishing import finish as finish
     from tunekit.plugins.hf.loading import load_folder as load_folder
     from tunekit.plugins.hf.saving import count_parameters as count_parameters
     from tunekit.plugins.hf.saving import save_model as save_model
     from tunekit.plugins.hf.saving import strip_quantization as strip_quantization
     from tunekit.plugins.hf.silence import quiet as quiet
+    from tunekit.plugins.hf.throughput import flops_per_token as flops_per_token
+    from tunekit.plugins.hf.throughput import measured_peak as measured_peak
+    from tunekit.plugins.hf.throughput import throughput as throughput
     from tunekit.plugins.hf.token_shards import TokenRow as TokenRow
     from tunekit.plugins.hf.token_store import TokenStore as TokenStore
     from tunekit.plugins.hf.token_store import token_key as token_key
     from tunekit.plugins.hf.token_store import tokenizer_fingerprint as tokenizer_fingerprint
+    from tunekit.plugins.hf.token_trainer import TokenTrainer as TokenTrainer
     from tunekit.plugins.hf.training import TrainOutcome as TrainOutcome
     from tunekit.plugins.hf.training import train as train
     from tunekit.storage import storage_errors as storage_errors
@@ -44,11 +51,14 @@ _WHERE = {
     "tunekit.plugins.hf.arguments": ("compute_dtype", "default_device", "device_defaults", "training_arguments"),
     "tunekit.plugins.hf.callback": ("TunekitCallback",),
     "tunekit.plugins.hf.checkpoints": ("good_checkpoint",),
+    "tunekit.plugins.hf.facts": ("config_facts", "folder_tokenizer", "model_facts"),
     "tunekit.plugins.hf.finishing": ("finish",),
     "tunekit.plugins.hf.loading": ("load_folder",),
     "tunekit.plugins.hf.silence": ("quiet",),
     "tunekit.plugins.hf.saving": ("count_parameters", "save_model", "strip_quantization"),
+    "tunekit.plugins.hf.token_trainer": ("TokenTrainer",),
     "tunekit.storage": ("storage_errors",),
+    "tunekit.plugins.hf.throughput": ("flops_per_token", "measured_peak", "throughput"),
     "tunekit.plugins.hf.token_shards": ("TokenRow",),
     "tunekit.plugins.hf.token_store": ("TokenStore", "token_key", "tokenizer_fingerprint"),
     "tunekit.plugins.hf.training": ("TrainOutcome", "train"),
