@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tunekit.plugins.hf.silence import quiet as quiet
     from tunekit.plugins.hf.throughput import flops_per_token as flops_per_token
     from tunekit.plugins.hf.throughput import measured_peak as measured_peak
-    from tunekit.plugins.hf.throughput import throughput as throughput
+    from tunekit.plugins.hf.throughput import speed_metrics as speed_metrics
     from tunekit.plugins.hf.token_shards import TokenRow as TokenRow
     from tunekit.plugins.hf.token_store import TokenStore as TokenStore
     from tunekit.plugins.hf.token_store import token_key as token_key
@@ -58,7 +58,7 @@ _WHERE = {
     "tunekit.plugins.hf.saving": ("count_parameters", "save_model", "strip_quantization"),
     "tunekit.plugins.hf.token_trainer": ("TokenTrainer",),
     "tunekit.storage": ("storage_errors",),
-    "tunekit.plugins.hf.throughput": ("flops_per_token", "measured_peak", "throughput"),
+    "tunekit.plugins.hf.throughput": ("flops_per_token", "measured_peak", "speed_metrics"),
     "tunekit.plugins.hf.token_shards": ("TokenRow",),
     "tunekit.plugins.hf.token_store": ("TokenStore", "token_key", "tokenizer_fingerprint"),
     "tunekit.plugins.hf.training": ("TrainOutcome", "train"),
