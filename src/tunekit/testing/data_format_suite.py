@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from tunekit.data.formats import FORMATS, detect
+from tunekit.data.detection import detect
+from tunekit.data.formats import FORMATS
 from tunekit.data.rows import RowProblem
 from tunekit.data.schemas import SCHEMAS, validate_row
 from tunekit.errors import DataError
@@ -33,6 +34,12 @@ _USER = {"role": "user", "content": "What is two and two?"}
 _BOT = {"role": "assistant", "content": "Four."}
 _WRONG = {"role": "assistant", "content": "Five."}
 _SHARED = [{"from": "human", "value": "What is two and two?"}, {"from": "gpt", "value": "Four."}]
+_FOUR = {"text": "Four.", "role": "assistant", "replies": []}
+_REPLIES: Mapping[str, list[Row]] = {
+    "ranked": [{**_FOUR, "rank": 0}, {**_FOUR, "text": "Five.", "rank": 1}],
+    "feedback": [{**_FOUR, "emojis": {"+1": 2}}],
+    "conversation": [_FOUR],
+}
 
 BUILT_IN_ROWS: Mapping[str, Row] = {
     "sharegpt_preference": {
@@ -59,6 +66,28 @@ BUILT_IN_ROWS: Mapping[str, Row] = {
     "query_response": {"query": "Two and two?", "response": "Four."},
     "instruction_response": {"instruction": "Add two and two.", "response": "Four."},
     "input_output": {"input": "two and two", "output": "Four."},
+    "votes": {"prompt": "Two and two?", "response": "Four.", "thumbs_up": 3, "thumbs_down": 1},
+    "emojis": {"prompt": "Two and two?", "response": "Four.", "emojis": {"+1": 1, "-1": 3}},
+    "thumbs": {"question": "Two and two?", "answer": "Four.", "thumb": "up"},
+    "best_first": {"instruction": "Add two and two.", "input": "", "output": ["Four.", "Five."]},
+    "scored": {"question": "Two and two?", "answers": ["Five.", "Four."], "scores": [0.5, 2]},
+    "rated": {
+        "instruction": "Add two and two.",
+        "completions": [{"response": "Five.", "overall_score": 1}, {"response": "Four.", "overall_score": 9}],
+    },
+    **{
+        f"tree_{kind}": {"text": "Two and two?", "role": "prompter", "replies": replies}
+        for kind, replies in _REPLIES.items()
+    },
+    **{
+        f"prompt_tree_{kind}": {
+            "message_tree_id": "1",
+            "prompt": {"text": "Two and two?", "role": "prompter", "replies": replies},
+        }
+        for kind, replies in _REPLIES.items()
+    },
+    "paragraphs": {"title": "Sums", "author": "Ann", "paragraphs": ["Two and two", "is four."]},
+    "content": {"content": "Two and two is four."},
     "ranked": {"prompt": "Two and two?", "completions": ["Five.", "Four."], "ranks": [1, 0]},
     "classification": {"text": "A fine film.", "label": "good"},
     "token_classification": {"tokens": ["In", "Paris"], "tags": ["O", "B-LOC"]},
@@ -115,7 +144,7 @@ class DataFormatSuite(Suite):
     def test_it_is_detected(self, session: Session, spec: DataFormatSpec, tmp_path: Path, kind: str) -> None:
         """By its columns alone, from a list, JSON Lines, JSON, and CSV where the rows are flat text."""
         sample = self._raw()
-        own = [form.name for form in detect(list(sample[0]), sample[0])]
+        own = [reading.form.name for reading in detect(sample)]
         assert not own, (
             f"data with the columns {', '.join(sample[0])} are already read as {own[0]}, tunekit's own format; by "
             "design no plugin takes them over. Say in the documentation that users must write format=, and declare "
