@@ -300,15 +300,6 @@ def test_file_that_vanishes(tmp_path: Path) -> None:
         list(data.rows())
 
 
-def test_folder_lists_its_data_files(tmp_path: Path) -> None:
-    write(tmp_path / "a.jsonl", jsonl(ROWS))
-    with pytest.raises(DataError) as caught:
-        load_dataset(tmp_path)
-    assert caught.value.code == "folder"
-    assert "a.jsonl" in caught.value.found
-    assert str(tmp_path / "a.jsonl") in caught.value.fix
-
-
 def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
     write(tmp_path / "alpaca.json", "[]")
     with pytest.raises(DataError) as caught:

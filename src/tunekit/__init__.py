@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tunekit._values import qlora as qlora
     from tunekit.cancel import CancelToken as CancelToken
     from tunekit.data import load_dataset as load_dataset
+    from tunekit.data import mix as mix
     from tunekit.display import progress as progress
     from tunekit.errors import CheckFailed as CheckFailed
     from tunekit.errors import DataError as DataError
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "tunekit._values": ("adapter", "lora", "qlora"),
     "tunekit.cancel": ("CancelToken",),
-    "tunekit.data": ("load_dataset",),
+    "tunekit.data": ("load_dataset", "mix"),
     "tunekit.display": ("progress",),
     "tunekit.errors": (
         "CheckFailed",

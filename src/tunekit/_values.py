@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tunekit.errors import OptionsError, PipelineError
-from tunekit.plan import AdapterPlan
+from tunekit.plan import AdapterPlan, FrozenDict
 
 __all__ = [
     "UNSET",
@@ -113,11 +113,14 @@ def plan_value(where: str, value: Any) -> Any:
 
 
 def holds_data(kind: str, key: str) -> bool:
-    return kind != "evaluate" and (key in ("data", "validation") or key.endswith("_data"))
+    return kind != "evaluate" and (key in ("data", "validation", "tasks") or key.endswith("_data"))
 
 
 def data_ref(value: Any, objects: dict[str, Any]) -> Any:
-    """Data as the plan holds it: rows of JSON types as they are, everything else in memory by reference."""
+    """Data as the plan holds it: rows of JSON types as they are, everything else in memory by reference.
+
+    A plain dict is looked into, as are the parts of a mixture: ``{"sst": {"data": frame}}`` keeps its form.
+    """
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int | float):
@@ -129,7 +132,15 @@ def data_ref(value: Any, objects: dict[str, Any]) -> Any:
             return plan_value("data", value)
         except OptionsError:
             pass  # rows with richer types, such as dates: kept in memory
+    if type(value) in (dict, FrozenDict):  # no other mapping: a DatasetDict is one thing
+        return {key: _data_item(key, item, objects) for key, item in value.items()}
     return _remember(value, objects)
+
+
+def _data_item(key: Any, value: Any, objects: dict[str, Any]) -> Any:
+    if key == "mix" and isinstance(value, list | tuple):
+        return [data_ref(part, objects) for part in value]
+    return data_ref(value, objects)
 
 
 class Replay:

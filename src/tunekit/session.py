@@ -22,7 +22,7 @@ from tunekit.errors import (
     TunekitError,
     nearest,
 )
-from tunekit.plan import ComponentRef, canonical_json, thaw
+from tunekit.plan import ComponentRef, FrozenDict, canonical_json, thaw
 from tunekit.plugins.specs import DataFormatSpec, DatasetSpec, Spec, TrainerSpec
 from tunekit.settings import Settings
 
@@ -352,7 +352,7 @@ class Session:
         on_bad_row: str = "error",
         objects: Mapping[str, Any] = NO_OBJECTS,
     ) -> Dataset:
-        """Open a data set: a short name, a path, a list of rows, or an object in memory.
+        """Open a data set: a short name, a path, a list of rows, an object in memory, or a mixture of these.
 
         Args:
             ref: what the user passed, or an ``object:`` reference.
@@ -369,9 +369,24 @@ class Session:
             AmbiguousNameError: if several distributions provide the short name of the data set or format.
         """
         from tunekit import data
+        from tunekit.data.mixture import is_mix, open_mix
 
         if isinstance(ref, str) and ref.startswith(OBJECT):
             ref = _object(ref, objects)
+        if is_mix(ref):
+
+            def open_part(part: Any, **options: Any) -> Dataset:
+                return self.resolve_dataset(part, objects=objects, **options)
+
+            return open_mix(
+                thaw(ref),
+                open_part,
+                accepts=accepts,
+                limit=limit,
+                format=format,
+                columns=columns,
+                on_bad_row=on_bad_row,
+            )
         component = self.dataset_component(ref) if isinstance(ref, str) else None
         wanted: dict[str, Any] = {"accepts": tuple(accepts), "limit": limit, "on_bad_row": on_bad_row}
         if component is not None:
@@ -391,7 +406,7 @@ class Session:
             if accepts and found.schema not in accepts:
                 return data.canonical_dataset(found.name, found.schema, found.rows(), **wanted)
             return found if limit is None else found.take(limit)
-        rows = thaw(ref) if isinstance(ref, tuple) else ref
+        rows = thaw(ref) if isinstance(ref, tuple | FrozenDict) else ref
         try:
             return data.load_dataset(rows, format=format, columns=columns, formats=self._formats(), **wanted)
         except DataError as error:

@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from tunekit.data.dataset import Dataset as Dataset
     from tunekit.data.formats import FORMAT_NAMES as FORMAT_NAMES
     from tunekit.data.formats import Format as Format
+    from tunekit.data.hub import looks_like_hub_id as looks_like_hub_id
     from tunekit.data.labels import label_counts as label_counts
     from tunekit.data.labels import label_names as label_names
     from tunekit.data.load import canonical_dataset as canonical_dataset
     from tunekit.data.load import load_dataset as load_dataset
-    from tunekit.data.load import looks_like_hub_id as looks_like_hub_id
     from tunekit.data.messages import as_messages as as_messages
     from tunekit.data.messages import is_messages as is_messages
     from tunekit.data.messages import plain_pair as plain_pair
     from tunekit.data.messages import to_text as to_text
+    from tunekit.data.mixture import mix as mix
     from tunekit.data.schemas import CONVERSIONS as CONVERSIONS
     from tunekit.data.schemas import SCHEMAS as SCHEMAS
 
@@ -35,7 +36,9 @@ _WHERE = {
     "tunekit.data.dataset": ("Dataset",),
     "tunekit.data.formats": ("FORMAT_NAMES", "Format"),
     "tunekit.data.labels": ("label_counts", "label_names"),
-    "tunekit.data.load": ("canonical_dataset", "load_dataset", "looks_like_hub_id"),
+    "tunekit.data.hub": ("looks_like_hub_id",),
+    "tunekit.data.load": ("canonical_dataset", "load_dataset"),
+    "tunekit.data.mixture": ("mix",),
     "tunekit.data.messages": ("as_messages", "is_messages", "plain_pair", "to_text"),
     "tunekit.data.schemas": ("CONVERSIONS", "SCHEMAS"),
 }

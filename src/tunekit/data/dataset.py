@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.data.rows import RawRow, RowProblem, Source, kind_of, row_error
-from tunekit.data.schemas import validate_row
+from tunekit.data.schemas import Change, validate_row
 from tunekit.errors import DataError
 from tunekit.plan import digest
 
@@ -41,6 +42,7 @@ class Dataset:
         accepts: shapes the step takes; empty: any.
         limit: most rows that are used, or None.
         on_bad_row: ``error`` or ``skip``.
+        expands: whether one row of the source may give several canonical rows, as message trees do.
     """
 
     def __init__(
@@ -50,13 +52,14 @@ class Dataset:
         schema: str,
         format: str,
         native: str,
-        convert: Callable[[Row], Row],
+        convert: Callable[[Row], Row | list[Row]],
         accepts: Sequence[str] = (),
         limit: int | None = None,
         on_bad_row: str = "error",
         columns: Mapping[str, str] | None = None,
         note: str = "",
         format_version: str = "",
+        expands: bool = False,
     ) -> None:
         self.name = raw.name
         self.schema = schema
@@ -68,6 +71,7 @@ class Dataset:
         self.limit = limit
         self.on_bad_row = on_bad_row
         self.columns = dict(columns or {})
+        self.expands = expands
         self._raw = raw
         self._convert = convert
         self._note = note
@@ -91,34 +95,42 @@ class Dataset:
         """As :meth:`rows`, each with the row as it stands in the source: its number and line. Raises as :meth:`rows`
         does."""
         bad: list[tuple[int, str]] = []
-        given = 0
+        given = read = 0
         ended = True
         for raw in self._raw.rows():
             if self.limit is not None and given >= self.limit:
                 ended = False
                 break
+            read += 1
             try:
-                row = self._canonical(raw)
+                made = self._canonical(raw)
             except RowProblem as problem:
                 if self.on_bad_row != "skip":
                     # The traceback of a plugin's format is kept; a RowProblem of our own says nothing more.
                     raise row_error(self._raw, raw, problem) from problem.__cause__
-                bad.append((raw.number, problem.text()))
-                self._skipped[raw.number] = problem.text()
+                bad.append((raw.number, raw.reason(problem)))
+                self._skipped[raw.number] = raw.reason(problem)
                 continue
-            given += 1
-            yield raw, row
+            if isinstance(made, dict):
+                given += 1
+                yield raw, made
+                continue
+            self.expands = True
+            for row in made if self.limit is None else made[: self.limit - given]:
+                given += 1
+                yield raw, row
         if not given:
             raise self._empty(bad)
+        skipped = getattr(self._raw, "skipped", None)  # what the parts of a mixture left out
         self._count = given
-        self._bad = bad
+        self._bad = bad + (skipped() if callable(skipped) else [])
         if ended:
-            self._total = given + len(bad)
+            self._total = read
 
     def __iter__(self) -> Iterator[Row]:
         return self.rows()
 
-    def _canonical(self, raw: RawRow) -> Row:
+    def _canonical(self, raw: RawRow) -> Row | list[Row]:
         if raw.problem is not None:
             raise raw.problem
         if not isinstance(raw.value, dict):
@@ -199,6 +211,7 @@ class Dataset:
             columns=self.columns,
             note=self._note,
             format_version=self.format_version,
+            expands=self.expands,
         )
 
     def fingerprint(self) -> str:
@@ -230,22 +243,32 @@ class Dataset:
         return self._fingerprint
 
     def total(self) -> int | None:
-        """Rows in the whole source, bad ones included; None for a file too large to count without need."""
+        """Rows in the whole source, bad ones included; None for one too large to count without need.
+
+        With :attr:`expands` it counts what the source holds, such as trees, not the rows made of them.
+        """
         if self._total is None:
             self._total = self._raw.length()
         if self._total is None:
-            if self.source is not None and self._size() > _COUNT_BYTES:
+            if self._size() > _COUNT_BYTES:
                 return None
-            if self.source is None and self.limit is not None:
+            if self.source is None and self._raw.size() is None and self.limit is not None:
                 return None  # a generator may be endless
             self._total = sum(1 for _ in self._raw.rows())
         return self._total
 
     def _size(self) -> int:
-        try:
-            return self.source.stat().st_size if self.source is not None else 0
-        except OSError:
-            return 0
+        return self._raw.size() or 0
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        """For a mixture, what is known of each part, as JSON types; else empty.
+
+        ``name``, ``weight`` (share of the whole), ``format``, ``schema``, ``source``, ``bad_rows``, and after a whole
+        pass ``rows`` (how often a row of it was used) and ``passes`` (how often it was begun). Reads nothing.
+        """
+        facts = getattr(self._raw, "facts", None)
+        return facts() if callable(facts) else []
 
     def describe(self) -> str:
         """One line for people, such as ``alpaca_en_demo.json: alpaca -> prompt_completion, 64 of 999 rows``."""
@@ -254,17 +277,40 @@ class Dataset:
         text = f"{self.name}: {' -> '.join(shapes)}"
         if self._note:
             text += f" ({self._note})"
+        mixed = getattr(self._raw, "describe", None)
+        if callable(mixed):
+            return text + self._mixed(mixed)
         total = self.total()
+        if self.expands and self.on_bad_row != "skip":
+            return text + self._expanded(total)
         if self.limit is None and self.on_bad_row != "skip":
             return text + (f", {_rows(total)}" if total is not None else f", {self._size() / 2**20:,.0f} MB")
         if total is None and self.limit is not None and self.on_bad_row != "skip":
             return text + f", the first {_rows(self.limit)}"
         if self.on_bad_row == "skip":
+            if total is None and self._bad is None:  # too large to read only for this
+                return text + (
+                    f", the first {_rows(self.limit)}" if self.limit else f", {self._size() / 2**20:,.0f} MB"
+                )
             bad = len(self.bad_rows)
-            text += f", {len(self):,} of {_rows(total)}" if total is not None else f", {_rows(len(self))}"
+            of = f" of {_rows(total)}" if total is not None and not self.expands else ""
+            text += f", {len(self):,}{of}" if of else f", {_rows(len(self))}"
             return text + (f", {bad:,} bad row{'s' * (bad != 1)} left out" if bad else "")
         assert total is not None and self.limit is not None
         return text + f", {min(self.limit, total):,} of {_rows(total)}"
+
+    def _expanded(self, total: int | None) -> str:
+        if total is None and self._count is None:
+            return f", the first {_rows(self.limit)}" if self.limit else f", {self._size() / 2**20:,.0f} MB"
+        out_of = f" made of {_rows(total)}" if total is not None and self.limit is None else ""
+        return f", {_rows(len(self))}{out_of}"
+
+    def _mixed(self, mixed: Callable[[int | None], str]) -> str:
+        if self._count is None and self._size() <= _COUNT_BYTES and getattr(self._raw, "countable", False):
+            with contextlib.suppress(DataError):  # a bad row is told of when the rows are read
+                self.validate()
+        what = f", {mixed(self._count)}"
+        return what if self._count is None else f"{what}, {_rows(self._count)}"
 
     def __repr__(self) -> str:
         rest = f", limit={self.limit}" if self.limit is not None else ""
@@ -272,13 +318,26 @@ class Dataset:
 
 
 def canonical_converter(
-    convert: Callable[[Row], Row] | None, native: str, change: Callable[[Row], Row] | None
-) -> Callable[[Row], Row]:
-    """Raw row to checked canonical row: the format's conversion, validation, and the change of shape."""
+    convert: Callable[[Row], Any] | None, native: str, change: Change | None
+) -> Callable[[Row], Row | list[Row]]:
+    """Raw row to checked canonical rows: the format's conversion, validation, and the change of shape.
 
-    def run(row: Row) -> Row:
-        checked = validate_row(convert(row) if convert is not None else row, native)
+    A format or a change that returns a list of rows gives a list; a fault in one of them is a fault of the raw row.
+    """
+
+    def finish(row: Row) -> Row | list[Row]:
+        checked = validate_row(row, native)
         return change(checked) if change is not None else checked
+
+    def run(row: Row) -> Row | list[Row]:
+        made = convert(row) if convert is not None else row
+        if not isinstance(made, list):
+            return finish(made)
+        rows: list[Row] = []
+        for one in made:
+            done = finish(one)
+            rows += done if isinstance(done, list) else [done]
+        return rows
 
     return run
 

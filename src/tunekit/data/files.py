@@ -14,9 +14,19 @@ from typing import IO, Any, cast
 from tunekit.data.rows import RowProblem
 from tunekit.errors import DataError
 
-__all__ = ["CHUNK", "data_error", "hash_file", "lines", "open_bytes", "text_chunks"]
+__all__ = ["CHUNK", "MAX_ROW", "MAX_WHOLE", "data_error", "hash_file", "lines", "open_bytes", "text_chunks", "too_long"]
 
 CHUNK = 1 << 20
+
+MAX_ROW = 64 << 20
+"""Bytes of the longest line, and characters of the longest row, that are read.
+
+Memory stays bounded whatever a file holds.
+"""
+
+MAX_WHOLE = 256 << 20
+"""Characters of the longest JSON document that has to be read as a whole, because it is no array and no JSON Lines."""
+
 _BOM = codecs.BOM_UTF8
 _WIDE = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -31,6 +41,11 @@ def data_error(path: Path, reason: str, *, code: str = "unreadable-file", fix: s
     return DataError(
         f"{path.name}: {reason}.", code=code, fix=fix, details={"file": str(path), "reason": reason, **details}
     )
+
+
+def too_long(what: str = "is") -> str:
+    """The reason why something longer than :data:`MAX_ROW` is not read."""
+    return f"{what} longer than {MAX_ROW >> 20} MB, which no row may be"
 
 
 @contextmanager
@@ -80,20 +95,29 @@ def _refuse_wide(path: Path, head: bytes) -> None:
 
 
 def lines(path: Path) -> Iterator[tuple[int, str | RowProblem]]:
-    r"""Numbered lines, from 1, without their ``\n`` or ``\r\n``. A line that is no UTF-8 text comes as a RowProblem.
+    r"""Numbered lines, from 1, without their ``\n`` or ``\r\n``.
 
-    A byte order mark at the start is dropped.
+    A line that is no UTF-8 text, or is longer than :data:`MAX_ROW`, comes as a RowProblem. A byte order mark at the
+    start is dropped.
 
     Raises:
         DataError: if the file cannot be read or is UTF-16 or UTF-32.
     """
+    number = 0
     with open_bytes(path) as stream:
-        for number, raw in enumerate(stream, 1):
-            if number == 1:
-                _refuse_wide(path, raw[:4096])
-                raw = raw.removeprefix(_BOM)
+        head = stream.read(4096)
+        _refuse_wide(path, head)
+        stream.seek(len(_BOM) if head.startswith(_BOM) else 0)
+        limit = MAX_ROW + 1
+        while raw := stream.readline(limit):
+            number += 1
             if raw.endswith(b"\n"):
                 raw = raw[:-2] if raw.endswith(b"\r\n") else raw[:-1]
+            elif len(raw) == limit:
+                yield number, RowProblem("", too_long(), "split it, or write one row per line")
+                while (raw := stream.readline(CHUNK)) and not raw.endswith(b"\n"):
+                    pass
+                continue
             if b"\x00" in raw:
                 yield number, RowProblem("", f"NUL at byte {raw.index(0) + 1} of the line; the file may be damaged")
                 continue

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import itertools
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tunekit.data.dataset import Dataset, canonical_converter, empty_error
-from tunekit.data.formats import FORMAT_NAMES, FORMATS, Format, by_name, detect, guarded, unsupported
+from tunekit.data.detection import Reading, choose, renaming
+from tunekit.data.folders import FilesSource, folder_files, glob_files, has_magic, open_files
+from tunekit.data.formats import FORMAT_NAMES, FORMATS, Format, by_name, guarded
+from tunekit.data.hub import hub_ref, hub_source, looks_like_hub_id, saved_source
+from tunekit.data.mixture import is_mix, open_mix
 from tunekit.data.objects import object_source
 from tunekit.data.readers import SUFFIXES, TEXT_RULES, FileSource, file_kind
-from tunekit.data.rows import RawRow, Source, row_error
-from tunekit.data.schemas import SCHEMAS, SHAPES, conversion
-from tunekit.errors import AmbiguousNameError, DataError, MissingDependencyError, nearest
+from tunekit.data.rows import RawRow, RowProblem, Source, row_error
+from tunekit.data.schemas import SCHEMAS, SHAPES, Change, conversion
+from tunekit.errors import AmbiguousNameError, DataError, nearest
 
 __all__ = ["canonical_dataset", "find_format", "load_dataset", "looks_like_hub_id"]
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?::[\w.-]+)?")
 _SAMPLE = 20
 
 
@@ -32,21 +32,25 @@ def load_dataset(
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
     on_bad_row: str = "error",
+    streaming: bool = False,
     formats: Sequence[Format] = (),
 ) -> Dataset:
     """Open a data set. The first rows are read to see what they are; the rest is read when asked for.
 
     Args:
-        ref: a path (JSON, JSON Lines, CSV, TSV, Parquet, plain text; all but Parquet also with ``.gz``), a hub id
-            ``owner/name`` or ``owner/name:config`` (its ``train`` split, through the ``datasets`` package), a list of
-            rows, a generator (its rows are kept), a ``datasets.Dataset``, a pandas DataFrame, or a ``Dataset``.
+        ref: a path (JSON, JSON Lines, CSV, TSV, Parquet, CoNLL, plain text; all but Parquet also with ``.gz``), a
+            folder of such files or a pattern (``corpus/*.jsonl.gz``), a hub id ``owner/name``, ``owner/name:config`` or
+            ``owner/name:config@split`` (default: its ``train`` split, through the ``datasets`` package), a list of
+            rows, a generator (its rows are kept), a ``datasets.Dataset`` or ``IterableDataset``, a pandas DataFrame, a
+            ``Dataset``, or a mixture of these (:func:`tunekit.data.mix`).
         accepts: canonical shapes the step takes, best first; empty: any. Data of another shape are converted where
             :data:`tunekit.data.schemas.CONVERSIONS` says how, else refused.
         limit: use the first usable rows only.
         format: name of the format, instead of detection: one of :data:`tunekit.data.FORMAT_NAMES`, or of ``formats``.
         columns: field of the format -> column of the data. In a CSV or TSV file without a header, positions
-            (``{"prompt": "1", "completion": "2"}``).
+            (``{"prompt": "1", "completion": "2"}``). Column names say that the first line is a header.
         on_bad_row: ``error``, or ``skip`` to leave bad rows out and list them in ``bad_rows``.
+        streaming: for a hub id: read rows over the network as they are needed, in place of downloading them.
         formats: formats of plugins; detection looks at them only where no format of tunekit's own fits.
 
     Raises:
@@ -65,14 +69,24 @@ def load_dataset(
                 fix="leave them out, or pass what the data set was opened from",
             )
         return canonical_dataset(ref.name, ref.schema, ref, accepts=accepts, limit=limit, on_bad_row=on_bad_row)
-    positions = bool(columns) and all(str(column).isdigit() for column in (columns or {}).values())
+    if is_mix(ref):
+
+        def open_part(part: Any, **options: Any) -> Dataset:
+            return load_dataset(part, streaming=streaming, formats=formats, **options)
+
+        return open_mix(
+            ref, open_part, accepts=accepts, limit=limit, format=format, columns=columns, on_bad_row=on_bad_row
+        )
     rule = None if wanted is None or wanted.provider else str(format).rpartition("/")[2]
-    source = _open_ref(ref, rule, positions) if isinstance(ref, str | Path) else object_source(ref)
+    source = _open(ref, rule, _header(columns), streaming)
     head = _head(source)
-    form, renamed = _format_of(source, head, accepts, wanted, dict(columns or {}), formats)
+    reading = _reading(source, head, accepts, wanted, dict(columns or {}), formats)
+    form = reading.form
+    if isinstance(source, FilesSource):
+        source.check_columns(reading.columns.get(field, field) for field in form.columns)
     schema, change = _shape(source, form, tuple(accepts))
     own = guarded(form) if form.provider else form.convert
-    convert = canonical_converter(_renaming(own, renamed), form.schema, change)
+    convert = canonical_converter(renaming(own, reading.columns), form.schema, change)
     return Dataset(
         source,
         schema=schema,
@@ -83,9 +97,38 @@ def load_dataset(
         accepts=accepts,
         limit=limit,
         on_bad_row=on_bad_row,
-        columns=columns,
-        note=TEXT_RULES.get(source.rule, ""),
+        columns=reading.columns,
+        note="; ".join(filter(None, (_note(source), reading.note(columns or {})))),
+        expands=not form.provider and _expands(convert, head),
     )
+
+
+def _header(columns: Mapping[str, str] | None) -> str | None:
+    """What ``columns`` says of the header: positions, names, or nothing."""
+    if not columns:
+        return None
+    return "positions" if all(str(column).isdigit() for column in columns.values()) else "names"
+
+
+def _note(source: Source) -> str:
+    notes = [TEXT_RULES.get(source.rule, "")]
+    if isinstance(source, FilesSource):
+        notes.append(f"{len(source.files)} files")
+    if isinstance(source, FileSource | FilesSource) and source.kind in ("csv", "tsv") and not source.header:
+        notes.append("no header")
+    return ", ".join(filter(None, notes))
+
+
+def _expands(convert: Callable[[dict[str, Any]], Any], head: Sequence[RawRow]) -> bool:
+    """Whether one of the first rows gives several."""
+    for raw in head:
+        if isinstance(raw.value, dict):
+            try:
+                if isinstance(convert(raw.value), list):
+                    return True
+            except RowProblem:
+                continue
+    return False
 
 
 def find_format(name: str, formats: Sequence[Format] = ()) -> Format:
@@ -170,16 +213,6 @@ class _Canonical:
         self.schema = schema
 
 
-def looks_like_hub_id(ref: str) -> bool:
-    """Whether ``ref`` is spelt as ``owner/name`` and names neither an existing path nor a data file."""
-    if not _HUB_ID.fullmatch(ref) or Path(ref).exists() or Path(ref).parts[0] in (".", ".."):
-        return False
-    suffixes = [suffix.lower() for suffix in Path(ref).suffixes]
-    if suffixes and (suffixes[-1] in SUFFIXES or suffixes[-1] == ".gz"):
-        return False
-    return not Path(Path(ref).parts[0]).is_dir()
-
-
 def _check_arguments(
     accepts: Sequence[str], limit: int | None, columns: Mapping[str, str] | None, on_bad_row: str
 ) -> None:
@@ -197,7 +230,11 @@ def _check_arguments(
 # Where the rows are
 
 
-def _open_ref(ref: str | Path, format: str | None, positions: bool) -> Source:
+def _open(ref: Any, rule: str | None, header: str | None, streaming: bool) -> Source:
+    if isinstance(ref, Mapping) and "hub" in ref:
+        return hub_source(hub_ref(ref, streaming=streaming))
+    if not isinstance(ref, str | Path):
+        return object_source(ref)
     text = str(ref)
     path = Path(ref)
     try:
@@ -206,19 +243,18 @@ def _open_ref(ref: str | Path, format: str | None, positions: bool) -> Source:
     except (OSError, ValueError, RuntimeError):
         exists = False
     if not exists:
+        if has_magic(text):
+            files = glob_files(text)
+            return _checked(open_files(text, _fixed_part(text), files, rule=_text_only(rule), header=header), rule)
         if isinstance(ref, str) and looks_like_hub_id(ref):
-            return _hub_source(ref)
+            return hub_source(hub_ref(ref, streaming=streaming))
         raise _missing(path, text)
     if path.is_dir():
-        known = (*SUFFIXES, ".gz")
-        files = sorted(item.name for item in path.iterdir() if item.is_file() and item.suffix.lower() in known)
-        raise DataError(
-            f"{text} is a folder, not a data file.",
-            code="folder",
-            found=f"data files in it: {', '.join(files[:8]) or 'none'}" + (" ..." if len(files) > 8 else ""),
-            fix=f"pass one of them, such as {str(path / files[0])!r}" if files else "pass a file",
-            details={"file": text},
-        )
+        saved = saved_source(path)
+        if saved is not None:
+            return saved
+        name = text.rstrip("/") + "/"
+        return _checked(open_files(name, path, folder_files(path), rule=_text_only(rule), header=header), rule)
     kind = file_kind(path)
     if kind is None:
         raise DataError(
@@ -235,13 +271,28 @@ def _open_ref(ref: str | Path, format: str | None, positions: bool) -> Source:
             fix="gunzip the file",
             details={"file": text},
         )
-    if format in TEXT_RULES and kind != "txt":
+    return _checked(FileSource(path, kind, rule=_text_only(rule), header=header), rule)
+
+
+def _text_only(rule: str | None) -> str | None:
+    return rule if rule in TEXT_RULES else None
+
+
+def _checked(source: FileSource | FilesSource, rule: str | None) -> Source:
+    if rule in TEXT_RULES and source.kind != "txt":
         raise DataError(
-            f"format={format!r} is a rule for plain text files; {path.name} is a {kind} file.",
+            f"format={rule!r} is a rule for plain text files; {source.name} is a {source.kind} file.",
             code="format-columns",
-            details={"file": text},
+            details={"file": str(source.path)},
         )
-    return FileSource(path, kind, rule=format if format in TEXT_RULES else None, header=not positions)
+    return source
+
+
+def _fixed_part(pattern: str) -> Path:
+    """The folder that a pattern starts in."""
+    parts = Path(pattern).expanduser().parts
+    fixed = list(itertools.takewhile(lambda part: not has_magic(part), parts[:-1]))
+    return Path(*fixed) if fixed else Path()
 
 
 def _missing(path: Path, text: str) -> DataError:
@@ -266,31 +317,6 @@ def _missing(path: Path, text: str) -> DataError:
     )
 
 
-def _hub_source(ref: str) -> Source:
-    name, _, config = ref.partition(":")
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"There is no file {ref}, and reading it from the hub needs the package datasets.",
-            asked=ref,
-            fix="pip install datasets",
-        ) from error
-    try:
-        data = datasets.load_dataset(name, config or None, split="train")
-    except Exception as error:
-        # The hub client raises many kinds; each means that the data are not there.
-        raise DataError(
-            f"There is no file {ref}, and the data set {name} could not be read from the hub.",
-            code="hub",
-            asked=ref,
-            found=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error).strip() else ''}",
-            fix="give the path of a local file, or load the data set yourself and pass the object",
-            details={"file": ref},
-        ) from error
-    return object_source(data, ref)
-
-
 def _head(source: Source) -> list[RawRow]:
     """The first rows.
 
@@ -306,15 +332,15 @@ def _head(source: Source) -> list[RawRow]:
 # What the rows are
 
 
-def _format_of(
+def _reading(
     source: Source,
     head: list[RawRow],
     accepts: Sequence[str],
     wanted: Format | None,
-    columns: dict[str, str],
+    columns: Mapping[str, str],
     formats: Sequence[Format],
-) -> tuple[Format, dict[str, str]]:
-    """The format, and the columns to rename (field -> column)."""
+) -> Reading:
+    """The format and its columns, seen from the first rows."""
     samples = [row.value for row in head if isinstance(row.value, dict)]
     if not samples:
         first = head[0]
@@ -325,150 +351,20 @@ def _format_of(
             code="bad-row",
             details={"file": str(source.path or source.name), "row": first.number, "reason": "no object"},
         )
-    names = list(dict.fromkeys(str(name) for sample in samples for name in sample))
-    for field, column in columns.items():
-        if column not in names:
-            raise DataError(
-                f"{source.name} has no column {column!r}.",
-                code="missing-column",
-                asked=f"columns={{{field!r}: {column!r}}}",
-                found=f"columns {_listed(names)}",
-                suggestions=nearest(column, names),
-                details={"file": str(source.path or source.name), "field": column},
+    try:
+        return choose(source, samples, accepts=accepts, wanted=wanted, given=columns, formats=formats)
+    except DataError as error:
+        if isinstance(source, FileSource | FilesSource) and source.header and not source.sure_header:
+            error.fix += (
+                '; if the first line is a row and no header, name the columns by position: columns={"text": "1"}'
             )
-    if wanted is not None:
-        return _wanted(source, names, wanted, columns), columns
-    merged = {**samples[0], **{field: samples[0].get(column) for field, column in columns.items()}}
-    known = _fitting(names, merged, columns, FORMATS)
-    if not known:
-        fitting = _fitting(names, merged, columns, formats)
-        return _plugin_format(source, fitting, names, samples[0], accepts, formats), columns
-    best = next((form for form in known if form.schema in accepts), None)
-    if best is None:
-        best = next((form for form in known if conversion(form.schema, tuple(accepts))), known[0])
-    return best, columns
-
-
-def _fitting(
-    names: list[str], sample: dict[str, Any], columns: dict[str, str], formats: Sequence[Format]
-) -> list[Format]:
-    known = detect(list(columns), sample, formats) if columns else []
-    if not known:
-        taken = set(columns.values())
-        known = detect([*columns, *(name for name in names if name not in taken)], sample, formats)
-    return known
-
-
-def _plugin_format(
-    source: Source,
-    fitting: list[Format],
-    names: list[str],
-    sample: dict[str, Any],
-    accepts: Sequence[str],
-    formats: Sequence[Format],
-) -> Format:
-    """The one plugin format that fits. What a step cannot take does not count, unless nothing else fits.
-
-    Raises:
-        DataError: if none fits, or several.
-    """
-    usable = [form for form in fitting if conversion(form.schema, tuple(accepts))] or fitting
-    if len(usable) > 1:
-        spellings = sorted(form.id for form in usable)
-        raise DataError(
-            f"{source.name}: {len(usable)} data formats of plugins fit the columns.",
-            code="ambiguous-format",
-            asked=f"columns {_listed(names)}",
-            found=", ".join(f"{form.id} ({', '.join(form.columns)})" for form in usable),
-            fix="write " + " or ".join(f'format="{spelling}"' for spelling in spellings),
-            details={"file": str(source.path or source.name), "spellings": spellings},
-        )
-    if not usable:
-        raise _unknown(source, names, sample, accepts, formats)
-    return usable[0]
-
-
-def _wanted(source: Source, names: list[str], form: Format, columns: dict[str, str]) -> Format:
-    known = (*form.columns, *form.optional)
-    for field in columns:
-        if field not in known:
-            raise DataError(
-                f"The format {form.name} has no field {field!r}.",
-                code="columns",
-                asked=f"columns={columns!r}",
-                found=f"fields {_listed(known)}",
-                suggestions=nearest(field, known),
-            )
-    there = set(names) | set(columns)
-    missing = [field for field in form.columns if field not in there]
-    if missing:
-        raise DataError(
-            f"{source.name} does not have the columns of the format {form.name}: {_listed(missing)} missing.",
-            code="format-columns",
-            asked=f"format={form.id!r}, which needs {_listed(form.columns)}",
-            found=f"columns {_listed(names)}",
-            suggestions=nearest(missing[0], names),
-            fix=f"say which column it is: columns={{{missing[0]!r}: ...}}",
-            details={"file": str(source.path or source.name), "field": missing[0]},
-        )
-    return form
-
-
-def _unknown(
-    source: Source, names: list[str], sample: dict[str, Any], accepts: Sequence[str], formats: Sequence[Format]
-) -> DataError:
-    wanted = [name for name in accepts if name in SHAPES] or list(SHAPES)
-    guess = unsupported(names, sample)
-    fitting = [form for form in (*FORMATS, *formats) if conversion(form.schema, tuple(wanted))]
-    first = SCHEMAS[wanted[0]]
-    example = ", ".join(f"{field!r}: {(nearest(field, names) or ('...',))[0]!r}" for field in first)
-    if "without a header" in guess:
-        example = ", ".join(f"{field!r}: '{number}'" for number, field in enumerate(first, 1))
-    return DataError(
-        f"{source.name}: the columns fit no known data format.{' ' + guess if guess else ''}",
-        code="unknown-columns",
-        found=f"columns {_listed(names)}",
-        asked="rows of " + " or ".join(SHAPES[name] for name in wanted),
-        suggestions=() if guess else _close_formats(names, formats),
-        fix=f"pass columns={{{example}}}, or format= one of {', '.join(form.id for form in fitting)}",
-        details={"file": str(source.path or source.name), "columns": names, "accepts": list(accepts)},
-    )
-
-
-def _close_formats(names: Sequence[str], formats: Sequence[Format]) -> tuple[str, ...]:
-    """Formats all of whose columns are there up to spelling, as ``alpaca (instruction, output)``."""
-    close: list[str] = []
-    lowered = [name.lower() for name in names]
-    for form in (*FORMATS, *formats):
-        if all(difflib.get_close_matches(column, lowered, n=1, cutoff=0.8) for column in form.columns):
-            close.append(f"{form.id} ({', '.join(form.columns)})")
-    return tuple(close[:3])
-
-
-def _listed(names: Iterable[str]) -> str:
-    shown = [repr(name if len(name) <= 40 else name[:40] + "...") for name in names]
-    return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "")
-
-
-def _renaming(convert: Callable[[dict[str, Any]], dict[str, Any]], columns: dict[str, str]) -> Any:
-    if not columns:
-        return convert
-
-    def run(row: dict[str, Any]) -> dict[str, Any]:
-        taken = set(columns.values())
-        renamed = {name: value for name, value in row.items() if name not in taken}
-        renamed |= {field: row[column] for field, column in columns.items() if column in row}
-        return convert(renamed)
-
-    return run
+        raise
 
 
 # Whether the step takes them
 
 
-def _shape(
-    source: Source, form: Format | _Canonical, accepts: tuple[str, ...]
-) -> tuple[str, Callable[[dict[str, Any]], dict[str, Any]] | None]:
+def _shape(source: Source, form: Format | _Canonical, accepts: tuple[str, ...]) -> tuple[str, Change | None]:
     found = conversion(form.schema, accepts)
     if found is not None:
         return found

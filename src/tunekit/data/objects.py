@@ -93,6 +93,10 @@ class MemorySource:
         """Number of rows if the values know it."""
         return len(self._values) if isinstance(self._values, Sized) else None
 
+    def size(self) -> int | None:
+        """None: they are in memory, or come from elsewhere."""
+        return None
+
 
 class _Frame:
     """Rows of a pandas DataFrame, without a copy of the whole."""

@@ -1,21 +1,21 @@
-"""Files as rows: JSON, JSON Lines, CSV, TSV, Parquet and plain text, each also compressed with gzip."""
+"""Files as rows: JSON, JSON Lines, CSV, TSV, Parquet, CoNLL and plain text, each also compressed with gzip."""
 
 from __future__ import annotations
 
-import csv
 import importlib
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tunekit.data.files import data_error, hash_file, lines, open_bytes, text_chunks
+from tunekit.data.conll import conll_rows, looks_like_conll
+from tunekit.data.files import MAX_ROW, MAX_WHOLE, data_error, hash_file, lines, open_bytes, text_chunks, too_long
 from tunekit.data.rows import RawRow, RowProblem
+from tunekit.data.tables import csv_records, sniff_header, table_rows, tsv_records
 from tunekit.errors import DataError, MissingDependencyError
 
-__all__ = ["PASSAGE_CHARS", "SUFFIXES", "TEXT_RULES", "FileSource", "file_kind"]
+__all__ = ["PASSAGE_CHARS", "SUFFIXES", "TEXT_RULES", "FileSource", "file_kind", "known_kind", "text_rule"]
 
 SUFFIXES = {
     ".json": "json",
@@ -27,6 +27,10 @@ SUFFIXES = {
     ".txt": "txt",
     ".text": "txt",
     ".md": "txt",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
+    ".iob2": "conll",
 }
 """File name ending to kind; each but Parquet may be followed by ``.gz``."""
 
@@ -52,16 +56,11 @@ cut into ``passages`` that keep their line breaks. ``format="document"`` makes t
 
 _HEAD = 1 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
-_FIELD_LIMIT_LOCK = threading.Lock()
-_FIELD_LIMIT = 1 << 30
 
 
 def file_kind(path: Path) -> str | None:
     """Kind of a file by its name, or by its first character when the name says nothing; None if unknown."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] == ".gz":
-        suffixes.pop()
-    kind = SUFFIXES.get(suffixes[-1]) if suffixes else None
+    kind = known_kind(path)
     if kind is None:
         with open_bytes(path) as stream:
             head = stream.read(256).removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -69,34 +68,60 @@ def file_kind(path: Path) -> str | None:
     return kind
 
 
+def known_kind(path: Path) -> str | None:
+    """Kind of a file by its name alone."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    return SUFFIXES.get(suffixes[-1]) if suffixes else None
+
+
 class FileSource:
     """A file that is read anew on every pass.
 
     Args:
         path: an existing file.
-        kind: one of the values of :data:`SUFFIXES`.
+        kind: one of the values of :data:`SUFFIXES`. A TSV or text file that holds CoNLL lines is read as such.
         rule: for plain text, one of :data:`TEXT_RULES`; None detects it.
-        header: False: the first line of a CSV or TSV file is a row, and the columns are called ``1``, ``2`` ...
+        header: for CSV and TSV: ``names``: the first line names the columns; ``positions``: the columns are called
+            ``1``, ``2`` ... and a first line that clearly names them is left out; None: look at the lines.
+
+    Attributes:
+        kind: as above, ``conll`` where that was found.
+        header: False if the columns have no names in the file and are called ``1``, ``2`` ...
+        sure_header: whether a CSV or TSV file's first line clearly is a header, or clearly is none.
     """
 
-    def __init__(self, path: Path, kind: str, *, rule: str | None = None, header: bool = True) -> None:
+    def __init__(self, path: Path, kind: str, *, rule: str | None = None, header: str | None = None) -> None:
         self.path: Path | None = path
         self.name = path.name
         self._file = path
-        self._kind = kind
-        self._header = header
-        self.rule = (rule or _text_rule(path)) if kind == "txt" else ""
+        if (kind == "tsv" and header is None and looks_like_conll(path)) or (
+            kind == "txt" and rule is None and looks_like_conll(path)
+        ):
+            kind = "conll"
+        self.kind = kind
+        self.header = True
+        self.sure_header = True
+        self._skip = False
+        if kind in ("csv", "tsv") and header != "names":
+            found = sniff_header(path, kind)
+            self.sure_header = found is not None
+            self.header = header is None and found is not False
+            self._skip = header is not None and found is True
+        self.rule = (rule or text_rule(path)) if kind == "txt" else ""
 
     def rows(self) -> Iterator[RawRow]:
         """The rows from the first on."""
         readers: dict[str, Callable[[], Iterator[RawRow]]] = {
             "json": lambda: _json_rows(self._file),
-            "csv": lambda: _csv_rows(self._file, self._header),
-            "tsv": lambda: _tsv_rows(self._file, self._header),
+            "csv": lambda: table_rows(self._file, csv_records(self._file), header=self.header, skip=self._skip),
+            "tsv": lambda: table_rows(self._file, tsv_records(self._file), header=self.header, skip=self._skip),
             "parquet": lambda: _parquet_rows(self._file),
+            "conll": lambda: conll_rows(self._file),
             "txt": lambda: _text_rows(self._file, self.rule),
         }
-        return readers[self._kind]()
+        return readers[self.kind]()
 
     def content_hash(self) -> str | None:
         """SHA-256 (hex) of the stored bytes."""
@@ -105,6 +130,13 @@ class FileSource:
     def length(self) -> int | None:
         """None: a file has to be read."""
         return None
+
+    def size(self) -> int | None:
+        """Stored bytes; None if the file is gone."""
+        try:
+            return self._file.stat().st_size
+        except OSError:
+            return None
 
 
 # JSON
@@ -182,7 +214,16 @@ def _line_rows(path: Path) -> Iterator[RawRow]:
 
 
 def _object_rows(path: Path) -> Iterator[RawRow]:
-    text = "".join(text_chunks(path))
+    pieces: list[str] = []
+    size = 0
+    for piece in text_chunks(path):
+        pieces.append(piece)
+        size += len(piece)
+        if size > MAX_WHOLE:
+            reason = f"is one JSON object of more than {MAX_WHOLE >> 20} MB, which is not read as a whole"
+            raise data_error(path, reason, code="json-syntax", fix="write an array of rows, or JSON Lines")
+    text = "".join(pieces)
+    del pieces
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -278,9 +319,13 @@ def _element(path: Path, window: _Window, decoder: json.JSONDecoder, number: int
         except json.JSONDecodeError as error:
             # Near the end of what was read so far the text may just not be complete yet.
             near = error.pos >= len(window.text) - 32 or error.msg.startswith("Unterminated string")
-            if near and not window.ended:
+            if near and not window.ended and len(window.text) - window.pos <= MAX_ROW:
                 window.more()
                 continue
+            if len(window.text) - window.pos > MAX_ROW:
+                line = window.place(window.pos)[0]
+                reason = f"row {number} (line {line}) {too_long()}"
+                raise data_error(path, reason, code="json-syntax", row=number, line=line) from error
             raise _syntax_error(path, error.msg, *window.place(error.pos), number) from error
         except (ValueError, RecursionError) as error:
             reason = f"row {number} is not usable JSON: {_short(error)}"
@@ -302,108 +347,6 @@ def _short(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
 
 
-# CSV and TSV
-
-
-def _csv_rows(path: Path, header: bool) -> Iterator[RawRow]:
-    state = {"line": 0}
-
-    def feed() -> Iterator[str]:
-        for at, line in lines(path):
-            state["line"] = at
-            if isinstance(line, RowProblem):
-                # Inside a quoted field the rest of the file cannot be told apart any more: no row can be skipped.
-                raise data_error(path, f"line {at}: {line.reason}", code="encoding", fix=line.fix, line=at)
-            yield line + "\n"
-
-    yield from _table_rows(path, _csv_records(path, feed(), state), header)
-
-
-def _csv_records(path: Path, feed: Iterator[str], state: dict[str, int]) -> Iterator[tuple[int, list[str]]]:
-    first = next(feed, None)
-    if first is None:
-        return
-    # Spreadsheets of many countries write semicolons.
-    delimiter = ";" if "," not in first and ";" in first else ","
-
-    def again() -> Iterator[str]:
-        yield first
-        yield from feed
-
-    reader = csv.reader(again(), delimiter=delimiter, strict=True)
-    while True:
-        start = reader.line_num + 1
-        # The csv module keeps one field limit per process (128 KB); long documents need more, and others keep theirs.
-        with _FIELD_LIMIT_LOCK:
-            before = csv.field_size_limit(_FIELD_LIMIT)
-            try:
-                record = next(reader, None)
-            except csv.Error as error:
-                reason = f"line {start}: {error}"
-                if "unexpected end of data" in str(error):
-                    reason = f"line {start}: a quoted field does not end"
-                fix = 'quote fields as "..." and write a quote inside one as ""'
-                raise data_error(path, reason, code="csv-syntax", fix=fix, line=start) from error
-            finally:
-                csv.field_size_limit(before)
-        if record is None:
-            return
-        yield start, record
-
-
-def _tsv_rows(path: Path, header: bool) -> Iterator[RawRow]:
-    yield from _table_rows(path, _tsv_records(path), header)
-
-
-def _tsv_records(path: Path) -> Iterator[tuple[int, list[str] | RowProblem]]:
-    for at, line in lines(path):
-        if isinstance(line, RowProblem):
-            yield at, line
-        else:
-            yield at, [_unquote(field) for field in line.split("\t")] if line else []
-
-
-def _unquote(field: str) -> str:
-    # Most TSV files know no quoting; some tools quote as CSV does. Only what is clearly such a field is unquoted.
-    if len(field) >= 2 and field[0] == field[-1] == '"':
-        inner = field[1:-1]
-        if '"' not in inner.replace('""', ""):
-            return inner.replace('""', '"')
-    return field
-
-
-def _table_rows(
-    path: Path, records: Iterator[tuple[int, list[str] | RowProblem]] | Iterator[tuple[int, list[str]]], header: bool
-) -> Iterator[RawRow]:
-    names: list[str] | None = None
-    number = 0
-    for at, record in records:
-        if isinstance(record, RowProblem):
-            if names is None:
-                raise data_error(path, f"line {at}: {record.reason}", code="encoding", fix=record.fix, line=at)
-            number += 1
-            yield RawRow(number, line=at, problem=record)
-            continue
-        if not record:
-            continue
-        if names is None:
-            if header:
-                names = [name.strip() for name in record]
-                double = sorted({name for name in names if names.count(name) > 1})
-                if double:
-                    fix = 'if the file has no header, name the columns by position: columns={"text": "1"}'
-                    reason = f"the header names the column {double[0]!r} twice"
-                    raise data_error(path, reason, code="csv-header", fix=fix, line=at, field=double[0])
-                continue
-            names = [str(position) for position in range(1, len(record) + 1)]
-        number += 1
-        if len(record) != len(names):
-            reason = f"has {len(record)} field{'s' * (len(record) != 1)}, the header has {len(names)}"
-            yield RawRow(number, line=at, problem=RowProblem("", reason))
-            continue
-        yield RawRow(number, dict(zip(names, record, strict=True)), line=at)
-
-
 # Parquet
 
 
@@ -418,7 +361,10 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
     number = 0
     try:
         with parquet.ParquetFile(path) as stream:
-            for batch in stream.iter_batches(batch_size=1024):
+            facts = stream.metadata
+            stored = sum(facts.row_group(group).total_byte_size for group in range(facts.num_row_groups))
+            each = stored // max(1, facts.num_rows) + 1
+            for batch in stream.iter_batches(batch_size=max(1, min(1024, MAX_ROW // each))):
                 for value in batch.to_pylist():
                     number += 1
                     yield RawRow(number, value)
@@ -429,11 +375,13 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
 # Plain text
 
 
-def _text_rule(path: Path) -> str:
+def text_rule(path: Path) -> str:
     seen = 0
     filled = 0
     blank = 0
-    for _, line in lines(path):
+    for at, line in lines(path):
+        if at > _HEAD // 16:
+            break
         if isinstance(line, RowProblem):
             continue
         if SEPARATOR in line:
@@ -465,13 +413,14 @@ def _pieces(path: Path, rule: str) -> Iterator[tuple[int, str | RowProblem]]:
     held: list[str] = []
     size = 0
     start = 1
+    lost = False
 
     def flush() -> Iterator[tuple[int, str]]:
         nonlocal size
         text = "\n".join(held).strip("\n")
         held.clear()
         size = 0
-        if text.strip():
+        if text.strip() and not lost:
             yield start, text
 
     for at, line in lines(path):
@@ -487,6 +436,7 @@ def _pieces(path: Path, rule: str) -> Iterator[tuple[int, str | RowProblem]]:
                 held.append(part)
                 yield from flush()
                 start = at
+                lost = False
         elif rule == "passages" and (
             (size >= PASSAGE_CHARS and not line.strip()) or size + len(line) >= 4 * PASSAGE_CHARS
         ):
@@ -494,4 +444,10 @@ def _pieces(path: Path, rule: str) -> Iterator[tuple[int, str | RowProblem]]:
             start = at
         held.append(line)
         size += len(line) + 1
+        if lost or size > MAX_ROW:
+            if not lost:
+                yield start, RowProblem("", too_long("the document is"), 'cut it: format="passages" or format="lines"')
+            lost = True
+            held.clear()
+            size = 0
     yield from flush()

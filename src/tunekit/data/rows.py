@@ -46,6 +46,14 @@ class RawRow:
     """1-based line of the file where it starts; None where rows are not lines."""
     problem: RowProblem | None = None
     """Why there is no value."""
+    file: Path | None = None
+    """The file it stands in, where a source has several; ``line`` counts in that file, ``number`` in the whole."""
+    in_file: int | None = None
+    """1-based position among the data rows of ``file``."""
+
+    def reason(self, problem: RowProblem) -> str:
+        """Why the row is bad, in words that name its file where the number does not say which."""
+        return f"{self.file.name} row {self.in_file}: {problem.text()}" if self.file else problem.text()
 
 
 class Source(Protocol):
@@ -70,14 +78,20 @@ class Source(Protocol):
         """Number of rows where it is known without reading them."""
         ...
 
+    def size(self) -> int | None:
+        """Stored bytes of files; None for what is in memory."""
+        ...
+
 
 def row_error(source: Source, row: RawRow, problem: RowProblem) -> DataError:
     """The error for one bad row."""
-    place = f"{source.name} row {row.number}"
-    details: dict[str, Any] = {"file": str(source.path or source.name), "row": row.number, "reason": problem.reason}
+    number = row.number if row.in_file is None else row.in_file
+    place = f"{row.file.name if row.file else source.name} row {number}"
+    file = str(row.file or source.path or source.name)
+    details: dict[str, Any] = {"file": file, "row": number, "reason": problem.reason}
     if row.line is not None:
         details["line"] = row.line
-        if row.line != row.number:
+        if row.line != number:
             place += f" (line {row.line})"
     if problem.field:
         details["field"] = problem.field

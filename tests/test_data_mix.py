@@ -1,0 +1,198 @@
+"""Mixtures: exact shares, one order per seed, parts read by their own formats and reported, errors that name them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tunekit
+from tunekit import Pipeline, Session
+from tunekit.data import Dataset, load_dataset, mix
+from tunekit.errors import DataError
+
+
+def texts(prefix: str, n: int) -> list[dict[str, Any]]:
+    return [{"text": f"{prefix}{i}"} for i in range(n)]
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def read(ref: Any, **options: Any) -> list[str]:
+    return [row["text"] for row in load_dataset(ref, **options).rows()]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    return jsonl(tmp_path / "a.jsonl", texts("a", 1000)), jsonl(tmp_path / "b.jsonl", texts("b", 500))
+
+
+def test_shares_hold_in_every_hundred_rows_and_parts_keep_their_order(files: tuple[str, str]) -> None:
+    a, b = files
+    rows = read(mix({a: 0.7, b: 0.3}))
+    for start in range(0, 1000, 100):
+        assert Counter(row[0] for row in rows[start : start + 100]) == {"a": 70, "b": 30}
+    assert [row for row in rows if row[0] == "a"] == [f"a{i}" for i in range(1000)]
+    assert rows[:70] != [f"a{i}" for i in range(70)]  # mixed, not one after the other
+
+
+def test_uneven_shares_do_not_drift() -> None:
+    parts = [
+        {"data": texts(name, 4000), "weight": weight, "name": name}
+        for name, weight in zip("abc", (1, 1, 4), strict=True)
+    ]
+    rows = read(mix(parts, rows=3000))
+    assert Counter(row[0] for row in rows) == {"a": 500, "b": 500, "c": 2000}
+
+
+def test_the_seed_settles_the_order(files: tuple[str, str]) -> None:
+    a, b = files
+    weights = {a: 0.5, b: 0.5}
+    assert read(mix(weights)) == read(mix(weights)) != read(mix(weights, seed=1))
+    one, two, other = (load_dataset(mix(weights, seed=seed)).fingerprint() for seed in (0, 0, 1))
+    assert one == two != other
+
+
+def test_first_never_repeats_and_all_reads_every_part_whole() -> None:
+    parts = [(texts("a", 10), 1), (texts("b", 200), 1)]
+    rows = read(mix(parts))
+    assert len(rows) == len(set(rows)) and {f"a{i}" for i in range(10)} < set(rows)
+    data = load_dataset(mix(parts, stop="all"))
+    counts = Counter(row["text"] for row in data.rows())
+    assert set(counts) == {f"a{i}" for i in range(10)} | {f"b{i}" for i in range(200)}
+    assert max(counts[f"b{i}"] for i in range(200)) == 1
+    assert [(part["rows"], part["passes"]) for part in data.parts] == [
+        (sum(n for text, n in counts.items() if text[0] == "a"), max(counts.values())),
+        (200, 1),
+    ]
+    assert len(read(mix(parts, stop="all", rows=1000))) == 1000
+    assert len(read(mix(parts, rows=1000))) < 40  # "first" wins
+
+
+def test_parts_are_read_by_their_own_format_and_reported(tmp_path: Path) -> None:
+    alpaca = jsonl(tmp_path / "alpaca.jsonl", [{"instruction": f"q{i}", "output": f"a{i}"} for i in range(70)])
+    chat = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}] * 2
+    shared = jsonl(tmp_path / "chat.jsonl", [{"conversations": chat}] * 30)
+    odd = jsonl(tmp_path / "odd.jsonl", [{"ask": "q", "say": "a"}] * 30)
+    step = ("prompt_completion", "conversation")
+    data = load_dataset(
+        mix({alpaca: 0.4, shared: 0.3, odd: {"weight": 0.3, "columns": {"prompt": "ask", "completion": "say"}}}),
+        accepts=step,
+    )
+    # A conversation of several answers is not cut down to the last one, though prompt_completion comes first.
+    assert data.schema == "conversation"
+    assert data.describe() == (
+        "mix: mix -> conversation, 40% alpaca.jsonl (alpaca, 40 rows) + 30% chat.jsonl (sharegpt, 30 rows) "
+        "+ 30% odd.jsonl (prompt_completion, 30 rows), 100 rows"
+    )
+    assert [(p["name"], p["rows"], p["format"], p["source"]) for p in data.parts] == [
+        (alpaca, 40, "alpaca", alpaca), (shared, 30, "sharegpt", shared), (odd, 30, "prompt_completion", odd),
+    ]  # fmt: skip
+    assert json.loads(json.dumps(data.parts)) == data.parts
+    assert load_dataset(mix({alpaca: 0.5, odd: {"weight": 0.5, "columns": {"prompt": "ask", "completion": "say"}}}),
+                        accepts=step).schema == "prompt_completion"  # fmt: skip
+
+
+def test_fingerprint_covers_every_part(files: tuple[str, str]) -> None:
+    a, b = files
+    before = load_dataset(mix({a: 0.7, b: 0.3})).fingerprint()
+    assert load_dataset(mix({a: 0.6, b: 0.4})).fingerprint() != before
+    assert load_dataset(mix({a: 0.7, b: 0.3}), limit=5).fingerprint() != before
+    Path(b).write_text(Path(b).read_text(encoding="utf-8") + '{"text": "more"}\n', encoding="utf-8")
+    assert load_dataset(mix({a: 0.7, b: 0.3})).fingerprint() != before
+
+
+def test_errors_name_the_part(files: tuple[str, str], tmp_path: Path) -> None:
+    a, b = files
+    missing = str(tmp_path / "bb.jsonl")
+    with pytest.raises(DataError, match=r"Part .*bb\.jsonl of the mixture: There is no data file") as caught:
+        load_dataset(mix({a: 1, missing: 1}))
+    assert caught.value.suggestions[0] == b and caught.value.details["part"] == missing
+    bad = jsonl(tmp_path / "bad.jsonl", [*texts("c", 20), {"text": 7}])
+    with pytest.raises(DataError, match=r"Part .*bad\.jsonl of the mixture: bad\.jsonl row 21: field 'text'") as caught:
+        read(mix({a: 0.5, bad: 0.5}))
+    assert {key: caught.value.details[key] for key in ("file", "row", "line", "field")} == {
+        "file": bad, "row": 21, "line": 21, "field": "text",
+    }  # fmt: skip
+    data = load_dataset(mix({a: 0.5, bad: 0.5}), on_bad_row="skip")
+    assert data.bad_rows == [(21, f"{bad}: field 'text' is a number (7), not text")]
+    with pytest.raises(DataError) as caught:
+        load_dataset(mix([(texts("a", 3), 1), ([{"prompt": "a", "chosen": "b", "rejected": "c"}], 1)]))
+    assert caught.value.code == "mixed-shapes" and "preference" in caught.value.found
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: mix({}),
+        lambda: mix("a.jsonl"),
+        lambda: mix({"a": 0}),
+        lambda: mix({"a": float("nan")}),
+        lambda: mix({"a": "most"}),
+        lambda: mix({"a": {"wieght": 1}}),
+        lambda: mix([("a", 1, 2)]),
+        lambda: mix({"a": 1}, stop="never"),
+        lambda: mix({"a": 1}, rows=0),
+        lambda: mix({"a": 1}, seed=-1),
+        lambda: load_dataset({"mix": {"a": 1}, "sede": 3}),
+    ],
+)
+def test_wrong_mixtures(wrong: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        wrong()
+    assert caught.value.code == "mix"
+
+
+def test_a_mixture_is_plan_data(files: tuple[str, str], tmp_path: Path) -> None:
+    a, b = files
+    p = Pipeline().pretrain(data=mix({a: 0.7, b: {"weight": 0.3, "format": "text"}}, seed=3, rows=50))
+    path = tmp_path / "plan.yaml"
+    p.to_yaml(path)
+    again = Pipeline.from_yaml(path)
+    assert again == p
+    ref = again.plan.steps[0].options["data"]
+    assert load_dataset(ref).fingerprint() == load_dataset(mix({a: 0.7, b: 0.3}, seed=3, rows=50)).fingerprint()
+    # As a person would write it.
+    path.write_text(f"steps:\n- pretrain:\n    data:\n      mix: {{{a}: 0.7, {b}: 0.3}}\n", encoding="utf-8")
+    short = Pipeline.from_yaml(path).plan.steps[0].options["data"]
+    assert read(short) == read(mix({a: 0.7, b: 0.3}))
+
+
+def test_parts_in_memory_short_names_and_generators(files: tuple[str, str]) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"text": [f"f{i}" for i in range(50)]})
+    made = mix(
+        [
+            {"data": frame, "weight": 2, "name": "frame"},
+            {"data": ({"text": f"g{i}"} for i in range(50)), "weight": 1, "name": "made"},
+            {"data": "tunekit/stdlib-text", "weight": 1},
+        ],
+        rows=100,
+    )
+    p = Pipeline().pretrain(data=made)
+    ref = p.plan.steps[0].options["data"]
+    assert [str(part["data"]).partition("-")[0] for part in ref["mix"]] == [
+        "object:DataFrame", "object:generator", "tunekit/stdlib",
+    ]  # fmt: skip
+    assert not [finding for finding in p.check() if "data" in finding.code or "row" in finding.code]
+    opened = Session().resolve_dataset(ref, accepts=("text",), objects=p._objects)
+    assert opened.validate() == 100
+    assert [part["rows"] for part in opened.parts] == [50, 25, 25]
+    assert isinstance(opened, Dataset) and tunekit.mix is mix
+
+
+def test_objects_in_tasks_and_validation_become_references() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"text": ["a"], "label": ["x"]})
+    p = Pipeline().post_pretrain(
+        tasks={"one": {"data": frame, "weight": 0.5}, "two": {"data": "b.csv"}}, validation=frame
+    )
+    options = p.plan.steps[0].options
+    assert options["tasks"]["one"]["data"] == options["validation"] and options["validation"].startswith("object:")
+    assert options["tasks"]["two"] == {"data": "b.csv"} and options["tasks"]["one"]["weight"] == 0.5
