@@ -29,33 +29,33 @@ def _bug(name: str) -> Callable[[Any], Any]:
 
 
 def _trainer_with(**methods: Any) -> Any:
-    """TRL's trainer as tunekit-trl uses it, with other methods."""
-    from tunekit_trl import sft
+    """The trainer of token rows as tunekit-trl uses it, with other methods."""
+    from tunekit.plugins import hf
 
-    return patch.object(sft, "_Trainer", type("Bugged", (sft._Trainer,), methods))
+    return patch.object(hf, "TokenTrainer", type("Bugged", (hf.TokenTrainer,), methods))
 
 
 @_bug("mean-of-means")
 def mean_of_means() -> Any:
     """The loss of an optimizer step is the mean of the means of its micro-batches."""
-    from tunekit_trl.sft import _Trainer
+    from tunekit.plugins.hf import TokenTrainer
 
-    def get_batch_samples(self: Any, *args: Any, **kwargs: Any) -> Any:
-        samples, _ = _Trainer.get_batch_samples(self, *args, **kwargs)
-        return samples, None
+    def training_step(self: Any, model: Any, inputs: Any, items: Any = None) -> Any:
+        wrong = inputs["target_count"] * self.current_gradient_accumulation_steps
+        return TokenTrainer.training_step(self, model, inputs, wrong)
 
-    return _trainer_with(get_batch_samples=get_batch_samples)
+    return _trainer_with(training_step=training_step)
 
 
 @_bug("gradient-times-n")
 def gradient_times_n() -> Any:
-    """The loss ignores the number of target tokens, and nobody divides by the number of micro-batches."""
-    from tunekit_trl.sft import _Trainer
+    """The loss ignores the targets of the other micro-batches, and nobody divides by the number of micro-batches."""
+    from tunekit.plugins.hf import TokenTrainer
 
-    def compute_loss(self: Any, model: Any, inputs: Any, *args: Any, num_items_in_batch: Any = None, **kw: Any) -> Any:
-        return _Trainer.compute_loss(self, model, inputs, *args, num_items_in_batch=None, **kw)
+    def training_step(self: Any, model: Any, inputs: Any, items: Any = None) -> Any:
+        return TokenTrainer.training_step(self, model, inputs, inputs["target_count"])
 
-    return _trainer_with(compute_loss=compute_loss)
+    return _trainer_with(training_step=training_step)
 
 
 @_bug("random-state-lost")
@@ -67,46 +67,51 @@ def random_state_lost() -> Any:
 @_bug("unseeded-order")
 def unseeded_order() -> Any:
     """The rows are shuffled by the clock."""
-    import torch
+    from tunekit.plugins.hf import TokenTrainer
 
-    def sampler(self: Any, dataset: Any = None) -> Any:
-        generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(4)))
-        return torch.utils.data.SubsetRandomSampler(range(len(self.train_dataset)), generator=generator)
+    def get_train_dataloader(self: Any) -> Any:
+        self._batches.seed = int.from_bytes(os.urandom(4))
+        return TokenTrainer.get_train_dataloader(self)
 
-    return _trainer_with(_get_train_sampler=sampler)
-
-
-def _collator_with(change: Callable[[Any, dict[str, Any]], None]) -> Any:
-    from tunekit_trl import sft
-
-    class Collator(sft.PadRows):
-        def __call__(self, rows: list[dict[str, Any]]) -> Any:
-            batch = super().__call__(rows)
-            change(self, batch)
-            return batch
-
-    return patch.object(sft, "PadRows", Collator)
+    return _trainer_with(get_train_dataloader=get_train_dataloader)
 
 
 @_bug("padding-id-masked")
 def padding_id_masked() -> Any:
     """Labels are masked where the id is that of the padding token, which may be the end-of-text token."""
+    from tunekit.plugins.hf import TokenTrainer
 
-    def change(collator: Any, batch: dict[str, Any]) -> None:
-        batch["labels"][batch["input_ids"] == collator.pad_id] = -100
+    def get_batch_samples(self: Any, *args: Any, **kwargs: Any) -> Any:
+        samples, items = TokenTrainer.get_batch_samples(self, *args, **kwargs)
+        for batch in samples:
+            batch["targets"][batch["targets"] == self.processing_class.pad_token_id] = -100
+        return samples, items
 
-    return _collator_with(change)
+    return _trainer_with(get_batch_samples=get_batch_samples)
 
 
 @_bug("padding-counted")
+@contextlib.contextmanager
 def padding_counted() -> Any:
-    """Padding is a target like any other token."""
+    """Rows are padded, and padding is a target like any other token."""
+    from tunekit.plugins.hf import token_trainer
+    from tunekit.plugins.hf.pieces import PieceLoss
+    from tunekit.plugins.hf.segments import Layout
 
-    def change(collator: Any, batch: dict[str, Any]) -> None:
-        padding = batch["attention_mask"] == 0
-        batch["labels"][padding] = collator.pad_id
+    proper = PieceLoss._inputs
 
-    return _collator_with(change)
+    def inputs(self: Any, piece: Any) -> Any:
+        made, targets = proper(self, piece)
+        if "attention_mask" in made:
+            targets[made["attention_mask"] == 0] = 0
+        return made, targets
+
+    padded = Layout("padded", "sabotage")
+    with (
+        patch.object(token_trainer, "proven_layout", lambda model, rows: padded),
+        patch.object(PieceLoss, "_inputs", inputs),
+    ):
+        yield
 
 
 @_bug("no-labels-trained")
@@ -114,15 +119,13 @@ def no_labels_trained() -> Any:
     """A row of which nothing is left is trained on, without a label."""
     from tunekit_trl.encoding import Encoder, Example
 
-    proper = Encoder.example
+    proper = Encoder.examples
 
-    def example(self: Any, *args: Any) -> Any:
-        try:
-            return proper(self, *args)
-        except DataError:
-            return Example([5] * self.max_length, [-100] * self.max_length)
+    def examples(self: Any, *args: Any) -> Any:
+        nothing = Example([5] * self.max_length, [-100] * self.max_length)
+        return [nothing if isinstance(found, DataError) else found for found in proper(self, *args)]
 
-    return patch.object(Encoder, "example", example)
+    return patch.object(Encoder, "examples", examples)
 
 
 @_bug("dpo-without-end")
@@ -130,15 +133,16 @@ def dpo_without_end() -> Any:
     """Preference pairs lose the token that ends their answers."""
     from tunekit_trl.encoding import Encoder
 
-    proper = Encoder.pair
+    proper = Encoder.pairs
 
-    def pair(self: Any, *args: Any) -> Any:
+    def pairs(self: Any, *args: Any) -> Any:
         made = proper(self, *args)
-        for ids in (made.chosen_ids, made.rejected_ids):
-            ids[:] = [number for number in ids if number != self.eos_id]
+        for pair in made:
+            for ids in (pair.chosen_ids, pair.rejected_ids):
+                ids[:] = [number for number in ids if number != self.eos_id]
         return made
 
-    return patch.object(Encoder, "pair", pair)
+    return patch.object(Encoder, "pairs", pairs)
 
 
 class Honest:

@@ -14,7 +14,6 @@ from transformers import AutoTokenizer
 from tunekit.errors import DataError
 from tunekit_trl.encoding import IGNORED, Encoder
 from tunekit_trl.rows import encoder_for
-from tunekit_trl.sft import PadRows, pad_id
 
 _spec = importlib.util.spec_from_file_location("trl_driver", Path(__file__).with_name("trl_driver.py"))
 assert _spec is not None and _spec.loader is not None
@@ -100,13 +99,9 @@ def test_chat_prompt_and_completion_token_by_token(pad: str) -> None:
     assert example.labels == [IGNORED] * len(prompt) + answer
     assert example.targets == 4
 
-    # Padding hides by length: the real end-of-turn token stays a target, even when it is the padding token as well.
+    # The real end-of-turn token stays a target, even when it is the padding token as well.
     short = encoder(tokenizer).example({"prompt": "H", "completion": "Y"}, "prompt_completion", "completion")
-    batch = PadRows(pad_id(tokenizer))([vars(example), vars(short)])
-    assert batch["input_ids"].shape == (2, len(prompt) + 4)
-    assert batch["labels"][1].tolist() == [IGNORED] * len(prompt) + [ids["Y"], ids["<|im_end|>"], ids["Ċ"], IGNORED]
-    assert batch["attention_mask"][1].tolist() == [1] * (len(prompt) + 3) + [0]
-    assert batch["input_ids"][1, -1].item() == tokenizer.pad_token_id
+    assert short.labels == [IGNORED] * len(prompt) + [ids["Y"], ids["<|im_end|>"], ids["Ċ"]]
 
 
 def test_every_assistant_turn_is_learned_with_its_end() -> None:

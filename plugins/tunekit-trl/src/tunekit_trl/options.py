@@ -6,7 +6,7 @@ from typing import Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from tunekit.plugins import TrainOptions
+from tunekit.plugins import SupervisedOptions, TrainOptions
 
 __all__ = ["DpoOptions", "SftOptions"]
 
@@ -18,7 +18,7 @@ DPO_LEARNING_RATE = {"full": 1e-6, "adapter": 5e-6}
 SMOOTHED_LOSSES = ("robust", "exo_pair")
 
 
-class SftOptions(TrainOptions):
+class SftOptions(SupervisedOptions):
     """Supervised fine-tuning: cross-entropy on the target tokens, averaged over all of an optimizer step.
 
     The learning rate is 2e-5 for full training and 2e-4 through an adapter unless given.
@@ -30,6 +30,11 @@ class SftOptions(TrainOptions):
     """Which tokens are targets. Prompt with completion: ``completion`` (default) or ``all``. Conversation:
     ``all-assistant`` (every assistant turn, default), ``last`` (the last one) or ``all``. Text: ``all``. The token that
     ends a turn belongs to the turn."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each target that is spread evenly over the vocabulary (arXiv:1512.00567). Not in the validation loss."""
+    neftune_alpha: float | None = Field(default=None, gt=0)
+    """Noise on the embeddings while training, within alpha / sqrt(tokens of the example * hidden size) (NEFTune,
+    arXiv:2310.05914); 5 is usual."""
 
     def resolve(self, *, adapter: str | None) -> Self:
         """Fill in the learning rate."""

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, TypeVar
 
+import numpy as np
 from datasets import Dataset
 
+from tunekit.data import Dataset as Data
 from tunekit.errors import DataError
 from tunekit.plugins import StepContext
 from tunekit_trl.encoding import Encoder, Example, Pair
 
-__all__ = ["DataFacts", "encoder_for", "pair_rows", "sft_rows"]
+__all__ = ["DataFacts", "TokenRows", "encoder_for", "held_out_rows", "pair_rows", "sft_rows"]
 
 T = TypeVar("T", Example, Pair)
 
-_LOOK_EVERY = 100
+_TOGETHER = 256
 _LISTED = 5
 
 
@@ -113,31 +116,61 @@ def encoder_for(model: Any, tokenizer: Any, max_length: int) -> Encoder:
     return Encoder(tokenizer, max_length, frozenset(int(stop) for stop in listed), embeddings)
 
 
-def sft_rows(ctx: StepContext, encoder: Encoder, train_on: str | None) -> tuple[Dataset, DataFacts]:
-    """Columns ``input_ids`` and ``labels``, one row per row of ``ctx.data``.
+class TokenRows:
+    """Token rows in memory; see :class:`tunekit.plugins.hf.TokenTrainer`."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = examples
+        self.lengths = np.array([len(example.input_ids) for example in examples], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, number: int) -> dict[str, list[int]]:
+        example = self._examples[number]
+        return {"input_ids": example.input_ids, "labels": example.labels}
+
+
+def sft_rows(ctx: StepContext, encoder: Encoder, train_on: str | None) -> tuple[TokenRows, DataFacts]:
+    """The rows that are learned.
 
     Raises:
         DataError: for no rows, or a row that cannot be used (unless ``on_bad_row="skip"``).
     """
-    schema = _schema(ctx)
-    chosen = encoder.train_on(schema, train_on)
+    _schema(ctx)
+    assert ctx.data is not None
+    made, facts = _examples(ctx, ctx.data, encoder, train_on)
+    facts.tell(ctx)
+    return TokenRows(made), facts
+
+
+def held_out_rows(ctx: StepContext, encoder: Encoder, train_on: str | None) -> TokenRows | None:
+    """The rows of ``ctx.validation``; None if there are none. Raises as :func:`sft_rows` does."""
+    if ctx.validation is None:
+        return None
+    return TokenRows(_examples(ctx, ctx.validation, encoder, train_on)[0])
+
+
+def _examples(ctx: StepContext, data: Data, encoder: Encoder, train_on: str | None) -> tuple[list[Example], DataFacts]:
+    chosen = encoder.train_on(data.schema, train_on)
     facts = DataFacts(encoder.template, encoder.max_length, chosen)
-    if schema == "text":
+    if data.schema == "text":
         facts.template = "plain text"
-    made = _encode(ctx, facts, lambda row: encoder.example(row, schema, chosen))
+    appended = encoder.appended_stops
+    made = _encode(ctx, data, facts, lambda rows: encoder.examples(rows, data.schema, chosen))
     for example in made:
         length = len(example.input_ids)
         facts.count(length, example.targets, length, example.cut, example.boundary)
-    facts.appended_stops = encoder.appended_stops
-    facts.tell(ctx)
-    return Dataset.from_dict({"input_ids": [e.input_ids for e in made], "labels": [e.labels for e in made]}), facts
+    facts.appended_stops = encoder.appended_stops - appended
+    return made, facts
 
 
 def pair_rows(ctx: StepContext, encoder: Encoder) -> tuple[Dataset, DataFacts]:
     """Columns ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``. Raises as :func:`sft_rows` does."""
     _schema(ctx)
     facts = DataFacts(encoder.template, encoder.max_length, "chosen and rejected")
-    made = _encode(ctx, facts, encoder.pair)
+    assert ctx.data is not None
+    made = _encode(ctx, ctx.data, facts, encoder.pairs)
     for pair in made:
         answers = len(pair.chosen_ids) + len(pair.rejected_ids)
         longest = len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
@@ -159,41 +192,42 @@ def _schema(ctx: StepContext) -> str:
     return ctx.data.schema
 
 
-def _encode(ctx: StepContext, facts: DataFacts, encode: Callable[[dict[str, Any]], T]) -> list[T]:
-    assert ctx.data is not None
+def _encode(
+    ctx: StepContext, data: Data, facts: DataFacts, encode: Callable[[list[dict[str, Any]]], list[T | DataError]]
+) -> list[T]:
     skip = getattr(ctx.options, "on_bad_row", "error") == "skip"
     made: list[T] = []
     number = 0
-    for number, row in enumerate(ctx.data.rows(), 1):
-        if number % _LOOK_EVERY == 0:
-            ctx.cancel.raise_if_cancelled()
-            ctx.progress(number, None, "rows", "tokenizing")
-        try:
-            made.append(encode(row))
-        except DataError as error:
-            if skip and error.code in ("no-targets", "equal-answers"):
-                facts.skipped.append((number, error.message))
-                continue
-            raise _in_row(ctx, number, error) from error
+    rows = iter(data.rows())
+    while batch := list(islice(rows, _TOGETHER)):
+        ctx.cancel.raise_if_cancelled()
+        for found in encode(batch):
+            number += 1
+            if not isinstance(found, DataError):
+                made.append(found)
+            elif skip and found.code in ("no-targets", "equal-answers"):
+                facts.skipped.append((number, found.message))
+            else:
+                raise _in_row(data, number, found) from found
+        ctx.progress(number, None, "rows", "tokenizing")
     if not made:
         raise DataError(
-            f"{ctx.data.name} has no row to train on.",
+            f"{data.name} has no row to train on.",
             code="empty-dataset",
             found=f"{number} rows, {len(facts.skipped)} of them left out",
-            details={"file": str(ctx.data.source or ctx.data.name)},
+            details={"file": str(data.source or data.name)},
         )
     ctx.progress(number, number, "rows", "tokenizing")
     return made
 
 
-def _in_row(ctx: StepContext, number: int, error: DataError) -> DataError:
-    assert ctx.data is not None
+def _in_row(data: Data, number: int, error: DataError) -> DataError:
     return DataError(
-        f"{ctx.data.name} row {number}: {error.message}.",
+        f"{data.name} row {number}: {error.message}.",
         code=error.code,
         asked=error.asked,
         found=error.found,
         suggestions=error.suggestions,
         fix=error.fix,
-        details={**error.details, "file": str(ctx.data.source or ctx.data.name), "row": number},
+        details={**error.details, "file": str(data.source or data.name), "row": number},
     )

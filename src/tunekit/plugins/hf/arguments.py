@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["compute_dtype", "default_device", "device_defaults", "training_arguments"]
 
 _MANUAL_SAVE = 500
+_SCHEDULES = {"wsd": "warmup_stable_decay"}
 
 
 def default_device() -> Any:
@@ -87,7 +88,7 @@ def training_arguments(
         "num_train_epochs": options.epochs,
         "max_steps": options.max_steps if options.max_steps is not None else -1,
         "learning_rate": options.learning_rate,
-        "lr_scheduler_type": options.schedule,
+        "lr_scheduler_type": _SCHEDULES.get(options.schedule, options.schedule),
         "warmup_steps": options.warmup,
         "optim": options.optimizer,
         "weight_decay": options.weight_decay,

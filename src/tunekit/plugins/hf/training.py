@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,8 @@ class TrainOutcome:
     """Optimizer steps that were planned."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """``loss`` (last step), ``loss_first``, ``loss_mean``, ``steps``, ``epochs``, ``tokens`` (targets, over all steps),
-    ``seconds`` and ``tokens_per_second`` (of this process)."""
+    ``seconds`` and ``tokens_per_second`` (of this process); with validation ``eval_loss`` (last), ``eval_loss_first``,
+    ``eval_loss_best`` and ``eval_step_best``."""
     resumed_from: Path | None = None
     """Checkpoint that training continued from."""
     resumed_from_step: int | None = None
@@ -67,7 +69,7 @@ def train(ctx: StepContext, trainer: Any) -> TrainOutcome:
         resume = _resume_point(ctx, folder)
         step = int(resume.name.rpartition("-")[2]) if resume else None
         try:
-            with _counting_targets(trainer, callback):
+            with _counting_targets(trainer, callback), _decaying(trainer, ctx.options):
                 trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except Exception:
             _drop_unfinished(folder)
@@ -141,6 +143,35 @@ class _counting_targets:  # noqa: N801  (used as a context manager)
         del self.trainer.get_batch_samples
 
 
+@contextlib.contextmanager
+def _decaying(trainer: Any, options: Any) -> Iterator[None]:
+    """The ``wsd`` schedule: its decay is a share of the steps, and their number is known only when training begins."""
+    if getattr(options, "schedule", None) != "wsd":
+        yield
+        return
+    from transformers.optimization import get_wsd_schedule
+
+    def create_scheduler(num_training_steps: int, optimizer: Any = None) -> Any:
+        decay = options.decay * num_training_steps if options.decay < 1 else options.decay
+        warmup = trainer.args.get_warmup_steps(num_training_steps)
+        decay = min(math.ceil(decay), num_training_steps - warmup)
+        trainer.lr_scheduler = get_wsd_schedule(
+            trainer.optimizer if optimizer is None else optimizer,
+            num_warmup_steps=warmup,
+            num_decay_steps=decay,
+            num_training_steps=num_training_steps,
+            decay_type="linear",
+        )
+        trainer._created_lr_scheduler = True
+        return trainer.lr_scheduler
+
+    trainer.create_scheduler = create_scheduler
+    try:
+        yield
+    finally:
+        del trainer.create_scheduler
+
+
 def _as_int(items: Any) -> int | None:
     if items is None:
         return None
@@ -174,6 +205,10 @@ def _metrics(state: Any, seconds: float, resumed: int) -> dict[str, Any]:
     }
     if losses:
         metrics |= {"loss": losses[-1], "loss_first": losses[0], "loss_mean": sum(losses) / len(losses)}
+    measured = [(float(row["eval_loss"]), int(row["step"])) for row in state.log_history if "eval_loss" in row]
+    if measured:
+        metrics |= {"eval_loss": measured[-1][0], "eval_loss_first": measured[0][0]}
+        metrics["eval_loss_best"], metrics["eval_step_best"] = min(measured)
     if tokens:
         metrics["tokens"] = sum(count for _, count in tokens)
         fresh = sum(count for step, count in tokens if step > resumed)

@@ -1,0 +1,112 @@
+"""Proof, on real rows, that documents that share a sequence do not see each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tunekit.plugins.hf.batches import Collator
+from tunekit.plugins.hf.pieces import Piece, PieceLoss
+from tunekit.plugins.hf.segments import Layout, NotSegmentable, layout_of
+
+__all__ = ["isolation_problem", "proven_layout"]
+
+PROBE_ROWS = 3
+PROBE_TOKENS = 24
+
+_TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+"""Largest difference of logits as a share of their size. Rounding alone makes 1e-6 in float32."""
+
+
+def proven_layout(model: Any, rows: Any) -> Layout:
+    """The best layout of micro-batches that ``model`` provably takes: what is promised by its architecture is checked
+    on some of the ``rows`` before it is used.
+
+    Args:
+        model: a ``transformers`` model, with or without an adapter.
+        rows: token rows; see :class:`tunekit.plugins.hf.batches.Collator`.
+    """
+    layout = layout_of(model)
+    if not layout.packs:
+        return layout
+    problem = isolation_problem(model, [rows[number]["input_ids"] for number in range(min(len(rows), 8))], layout)
+    return Layout("padded", problem) if problem else layout
+
+
+def isolation_problem(model: Any, documents: Sequence[Sequence[int]], layout: Layout | None = None) -> str:
+    """What is wrong when documents share a sequence; empty: nothing.
+
+    Each document's logits must be those that the model computes for it alone with its own attention, and changing
+    the first document must change nothing in the others.
+
+    Args:
+        model: a ``transformers`` model.
+        documents: token ids; the first three with at least two tokens are used, 24 tokens each.
+        layout: the layout to check; default: what :func:`tunekit.plugins.hf.segments.layout_of` says.
+    """
+    import torch
+
+    layout = layout_of(model) if layout is None else layout
+    if not layout.packs:
+        return layout.why
+    chosen = [list(map(int, ids[:PROBE_TOKENS])) for ids in documents if len(ids) > 1][:PROBE_ROWS]
+    if not chosen:
+        return ""
+    while len(chosen) < PROBE_ROWS:
+        chosen.append(chosen[0][: max(2, len(chosen[0]) // 2)])
+    changed = [[chosen[-1][0]] * len(chosen[0]), *chosen[1:]]
+    if changed[0] == chosen[0]:
+        changed[0] = [chosen[0][0], *([chosen[0][0] - 1 if chosen[0][0] else 1] * (len(chosen[0]) - 1))]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            alone = [_alone(model, ids) for ids in chosen]
+            together = _together(model, chosen, layout)
+            other = _together(model, changed, layout)
+    except NotSegmentable as reason:
+        return str(reason)
+    finally:
+        model.train(was_training)
+    scale = max(1.0, max(float(part.abs().max()) for part in alone))
+    limit = _TOLERANCE[str(alone[0].dtype).removeprefix("torch.")] * scale
+    apart = _largest(together, alone)
+    if not apart <= limit:
+        return f"its logits differ by {apart:.3g} from those of the same document alone"
+    seen = _largest(other[1:], together[1:])
+    if not seen <= limit:
+        return f"its logits change by {seen:.3g} with the document before"
+    return ""
+
+
+def _alone(model: Any, ids: list[int]) -> Any:
+    import torch
+
+    device = next(model.parameters()).device
+    return model(input_ids=torch.tensor([ids], device=device)).logits[0]
+
+
+def _together(model: Any, documents: list[list[int]], layout: Layout) -> list[Any]:
+    """Logits of each document, (tokens, vocabulary), out of one forward pass over all."""
+    import torch
+
+    device = next(model.parameters()).device
+    rows: list[Mapping[str, Any]] = [{"input_ids": ids, "labels": ids} for ids in documents]
+    batch = Collator()(rows)
+    piece = Piece(
+        input_ids=batch["input_ids"].to(device),
+        position_ids=batch["position_ids"].to(device),
+        targets=batch["targets"].to(device),
+        lengths=batch["lengths"],
+        target_count=batch["target_count"],
+    )
+    loss = PieceLoss(model, layout)
+    with loss.attending():
+        logits = loss.logits(model, piece, torch.ones_like(piece.targets, dtype=torch.bool))
+    return list(logits.split(piece.lengths))
+
+
+def _largest(left: Sequence[Any], right: Sequence[Any]) -> float:
+    import torch
+
+    return float(torch.stack([(a - b).abs().max() for a, b in zip(left, right, strict=True)]).max())
