@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunekit.errors import PluginError, TunekitError
+from tunekit import storage
+from tunekit.context import BenchmarkJob
+from tunekit.errors import DataError, PluginError, TunekitError
+from tunekit.plan import digest, thaw
 from tunekit.session import NO_OBJECTS, OBJECT, Session
 
 if TYPE_CHECKING:
     from tunekit.data import Dataset
+    from tunekit.data.contamination import Benchmarks
     from tunekit.data.select import Filter, LeftOut, Selection
+    from tunekit.plan import ResolvedStep
     from tunekit.plugins.options import DataRequest
 
 __all__ = [
+    "PlanBenchmarks",
     "StepData",
+    "benchmark_key",
     "further_requests",
     "main_request",
     "named",
+    "open_benchmarks",
     "open_step",
     "opened",
     "own_validation",
@@ -161,6 +170,7 @@ def open_step(
     seed: int,
     session: Session,
     objects: Mapping[str, Any] = NO_OBJECTS,
+    benchmarks: PlanBenchmarks | None = None,
     notify: Notify = lambda code, message: None,
     tick: Callable[[], None] = lambda: None,
 ) -> StepData:
@@ -176,6 +186,7 @@ def open_step(
         seed: seed of the step.
         session: plugins and settings.
         objects: things in memory by reference.
+        benchmarks: those of the plan, for ``decontaminate``.
         notify: told what was left out.
         tick: called every thousand rows; may raise.
 
@@ -193,8 +204,9 @@ def open_step(
     request = main_request(ref, spec, options)
     part, own = validation_part(options), own_validation(spec, options)
     shuffle = bool(getattr(options, "shuffle", False))
-    filters: list[Filter] = []
-    selects = shuffle or part is not None
+    dedupe = getattr(options, "dedupe", None)
+    decontaminate = bool(getattr(options, "decontaminate", False))
+    selects = shuffle or part is not None or dedupe is not None or decontaminate
     data = opened(replace(request, limit=None) if selects else request, session, objects)
     validation = None
     if own is not None:
@@ -206,12 +218,18 @@ def open_step(
         _read_through(data, tick)
         _tell_bad_rows(data, notify)
         return StepData(data=data, further=further)
-    from tunekit.data import select
+    from tunekit.data import contamination, select
+    from tunekit.data import dedupe as copies
 
-    identity = ""
+    filters: list[Filter] = copies.filters_for(dedupe)
+    identity = []
+    if decontaminate:
+        benchmarks = benchmarks or PlanBenchmarks((), session)
+        filters.append(contamination.Decontaminate(benchmarks.texts()))
+        identity.append(benchmarks.identity())
     if validation is not None:
         filters.append(select.HeldOut(validation))
-        identity = validation.fingerprint()
+        identity.append(validation.fingerprint())
     made = select.select(
         data,
         filters=filters,
@@ -219,7 +237,7 @@ def open_step(
         limit=request.limit,
         validation=part,
         seed=seed,
-        identity=identity,
+        identity=digest(identity) if identity else "",
         tick=lambda rows: tick(),
     )
     _tell_bad_rows(made.train, notify)
@@ -276,3 +294,111 @@ _WITH = {
 def _example(example: Mapping[str, Any]) -> str:
     rest = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in example.items() if name != "row")
     return f"row {example['row']}" + (f": {rest}" if rest else "")
+
+
+def open_benchmarks(step: ResolvedStep, session: Session) -> tuple[BenchmarkJob, ...]:
+    """The benchmarks of an evaluate step, with their data."""
+    jobs = []
+    data = thaw(step.options).get("data") if step.benchmarks else None
+    for component in step.benchmarks:
+        spec: Any = session.spec(component)
+        source, label = None, "sample"
+        named = data.get(component.name) if isinstance(data, dict) else data
+        if named == "hub":
+            label = f"hub:{spec.hub}"
+        elif named is not None:
+            source = Path(named).expanduser()
+            if not isinstance(data, dict):
+                source /= spec.folder or component.name
+            label = str(source)
+        jobs.append(
+            BenchmarkJob(
+                component=component,
+                benchmark=session.create(component),
+                source=source,
+                source_label=label,
+                needs=spec.needs,
+            )
+        )
+    return tuple(jobs)
+
+
+class PlanBenchmarks:
+    """The questions and answers of the benchmarks that a plan measures; read when they are first asked for.
+
+    All of a benchmark counts, whatever the ``limit`` of the evaluate step.
+    """
+
+    def __init__(self, steps: Sequence[ResolvedStep], session: Session) -> None:
+        self._steps = [step for step in steps if step.benchmarks]
+        self._session = session
+        self._jobs: list[tuple[ResolvedStep, BenchmarkJob]] | None = None
+        self._texts: Benchmarks | None = None
+
+    @property
+    def jobs(self) -> list[tuple[ResolvedStep, BenchmarkJob]]:
+        """Each benchmark and the step that measures it."""
+        if self._jobs is None:
+            self._jobs = [(step, job) for step in self._steps for job in open_benchmarks(step, self._session)]
+        return self._jobs
+
+    def identity(self) -> str:
+        """Hash over the names, versions and data of the benchmarks."""
+        return digest([benchmark_key(job) for _, job in self.jobs])
+
+    def texts(self) -> Benchmarks:
+        """Their questions and answers.
+
+        Raises:
+            DataError: if there are none, or if they cannot be read.
+        """
+        from tunekit.data.contamination import Benchmarks
+
+        if self._texts is None:
+            if not self.jobs:
+                raise DataError(
+                    "decontaminate looks for the benchmarks that a plan measures, and this plan measures none.",
+                    code="nothing-to-decontaminate",
+                    fix='add .evaluate(["mmlu"], data="benchmarks/"), or leave decontaminate out',
+                )
+            texts = Benchmarks()
+            read: set[str] = set()
+            for step, job in self.jobs:
+                if (key := digest(benchmark_key(job))) not in read:
+                    read.add(key)
+                    texts.add(job.component.name, _items(step, job))
+            self._texts = texts
+        return self._texts
+
+
+def benchmark_key(job: BenchmarkJob) -> dict[str, Any]:
+    """What a benchmark's questions depend on."""
+    return {
+        "component": asdict(job.component),
+        "data": storage.folder_digest(job.source) if job.source is not None else job.source_label,
+    }
+
+
+def _items(step: ResolvedStep, job: BenchmarkJob) -> Iterator[tuple[str, list[str], list[str]]]:
+    """``(id, questions, answers)`` of every row: its fields, and what the model is asked without the examples."""
+    options = thaw(step.options)
+    data = options.get("data")
+    own = data.get(job.component.name) if isinstance(data, dict) else data
+    try:
+        rows = job.benchmark.rows(job.source, {**options, "data": own, "limit": None})
+        for number, row in enumerate(rows):
+            fields = [value for name, value in row.items() if name != "id" and isinstance(value, str)]
+            request = job.benchmark.request(row)
+            question = request.parts[-1] if request.parts else request.context.removeprefix(request.prefix)
+            answers = [choice.strip() for choice in getattr(request, "choices", ())]
+            yield str(row.get("id", number)), [*fields, question], answers
+    except TunekitError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"The questions of {job.component.label} cannot be read.",
+            code="component-failed",
+            found=f"{type(error).__name__}: {error}",
+            fix="update the plugin, or leave decontaminate out",
+            details={"step": step.name, "benchmark": job.component.id},
+        ) from error

@@ -8,8 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunekit import storage
-from tunekit._step_data import further_requests, open_step, own_validation
+from tunekit._step_data import (
+    PlanBenchmarks,
+    benchmark_key,
+    further_requests,
+    open_benchmarks,
+    open_step,
+    own_validation,
+)
 from tunekit.artifacts import Artifact
 from tunekit.cancel import CancelToken
 from tunekit.context import BenchmarkJob
@@ -88,6 +94,7 @@ def prepare(
     """
     base = _base_fingerprint(resolved, session, objects)
     by_name: dict[str, Work] = {}
+    benchmarks = PlanBenchmarks(resolved.steps, session)
     for step in resolved.steps:
         spec = session.spec(step.component)
         options = session.parse_options(step.component, step.options)
@@ -101,6 +108,7 @@ def prepare(
             seed=seed,
             session=session,
             objects=objects,
+            benchmarks=benchmarks,
             notify=partial(notify, step.name),
             tick=cancel.raise_if_cancelled,
         )
@@ -114,7 +122,7 @@ def prepare(
             further_data=read.further,
             left_out=read.left_out,
             training_data=_lineage(source),
-            benchmarks=_open_benchmarks(step, session),
+            benchmarks=open_benchmarks(step, session),
             input=source,
         )
         item.key = _key(item, base)
@@ -139,32 +147,6 @@ def _base_fingerprint(resolved: ResolvedPlan, session: Session, objects: Mapping
             found=f"{type(error).__name__}: {error}",
             fix="update the plugin that reads it, or report it to its authors",
         ) from error
-
-
-def _open_benchmarks(step: ResolvedStep, session: Session) -> tuple[BenchmarkJob, ...]:
-    jobs = []
-    data = thaw(step.options).get("data") if step.benchmarks else None
-    for component in step.benchmarks:
-        spec: Any = session.spec(component)
-        source, label = None, "sample"
-        named = data.get(component.name) if isinstance(data, dict) else data
-        if named == "hub":
-            label = f"hub:{spec.hub}"
-        elif named is not None:
-            source = Path(named).expanduser()
-            if not isinstance(data, dict):
-                source /= spec.folder or component.name
-            label = str(source)
-        jobs.append(
-            BenchmarkJob(
-                component=component,
-                benchmark=session.create(component),
-                source=source,
-                source_label=label,
-                needs=spec.needs,
-            )
-        )
-    return tuple(jobs)
 
 
 def _key(item: Work, base: str) -> str:
@@ -192,13 +174,7 @@ def _key(item: Work, base: str) -> str:
                 else {}
             ),
             "calibration": calibration,
-            "benchmarks": [
-                {
-                    "component": asdict(job.component),
-                    "data": storage.folder_digest(job.source) if job.source is not None else job.source_label,
-                }
-                for job in item.benchmarks
-            ],
+            "benchmarks": [benchmark_key(job) for job in item.benchmarks],
         }
     )
 

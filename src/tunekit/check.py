@@ -281,6 +281,34 @@ def _further_data(analysis: Analysis) -> None:
                 _add_data_error(analysis, step, error)
 
 
+def _selection(analysis: Analysis) -> None:
+    """What ``dedupe`` and ``decontaminate`` need."""
+    from importlib.util import find_spec
+
+    measured = any(step.kind == "evaluate" for step in analysis.steps)
+    for step in analysis.steps:
+        if getattr(step.options, "decontaminate", False) and not measured:
+            analysis.add(
+                "error",
+                step.name,
+                "nothing-to-decontaminate",
+                "decontaminate leaves out rows with text of the benchmarks that the plan measures, and this plan "
+                "measures none.",
+                'add .evaluate(["mmlu"], data="benchmarks/"), or leave decontaminate out',
+                option="decontaminate",
+            )
+        if getattr(step.options, "dedupe", None) == "near" and find_spec("datasketch") is None:
+            analysis.add(
+                "error",
+                step.name,
+                "missing-package",
+                'dedupe="near" needs datasketch.',
+                'pip install "tunekit[dedupe]"',
+                option="dedupe",
+                requirements=["datasketch>=1.6.5,<3"],
+            )
+
+
 def _peek(analysis: Analysis, step: StepAnalysis, request: DataRequest) -> None:
     from tunekit.data import looks_like_hub_id
 
@@ -398,5 +426,6 @@ RULES: tuple[Callable[[Analysis], None], ...] = (
     _model,
     _data,
     _further_data,
+    _selection,
     _benchmark_data,
 )

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["normalized", "row_key", "row_target", "row_texts"]
+__all__ = ["is_cjk", "normalized", "row_key", "row_target", "row_texts", "words"]
 
 TARGETS = ("label", "labels", "score", "scores", "ranks", "tags")
 """Fields that say what is to be learned of a text; two rows with one text and other targets contradict each other."""
+
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
+_WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+")
+_CJK_WORD = re.compile(rf"[{_CJK}]")
 
 _MESSAGE = ("content", "reasoning_content", "tool_calls")
 
@@ -65,3 +70,13 @@ def row_key(row: Mapping[str, Any], seed: int = 0) -> int:
         texts.append(json.dumps(row["tools"], sort_keys=True, ensure_ascii=False, default=str))
     hasher.update("\x1e".join(texts).encode("utf-8", "surrogatepass"))
     return int.from_bytes(hasher.digest(), "little")
+
+
+def words(text: str) -> list[str]:
+    """Words in lower case, without punctuation; of Chinese, Japanese and Korean text every character is one."""
+    return _WORD.findall(normalized(text).lower())
+
+
+def is_cjk(word: str) -> bool:
+    """Whether a word is a single Chinese, Japanese or Korean character."""
+    return len(word) == 1 and _CJK_WORD.match(word) is not None
