@@ -192,3 +192,31 @@ def test_the_step_makes_a_model_with_the_new_tokens(tmp_path: Path) -> None:
     ids = reread(MEDICAL[0])["input_ids"]
     assert max(ids) >= size
     assert reread.decode(ids) == MEDICAL[0]
+
+
+SMALL: dict[str, Any] = {
+    "max_steps": 1, "hidden_size": 16, "heads": 2, "kv_heads": 1, "layers": 1, "max_length": 32, "vocab_size": 400,
+}  # fmt: skip
+
+
+def test_pretraining_uses_the_kind_that_was_asked_for(tmp_path: Path) -> None:
+    rows = [{"text": text} for text in GENERAL]
+    result = (
+        Pipeline()
+        .pretrain(data=rows, tokenizer="unigram", special_tokens=["<tool>"], **SMALL)
+        .run(workdir=tmp_path / "own")
+    )
+    tokenizer = result.model.load()[1]
+    assert type(tokenizer.backend_tokenizer.model).__name__ == "Unigram"
+    assert len(tokenizer("<tool>")["input_ids"]) == 1
+    given = result.model.path
+    again = Pipeline().pretrain(data=rows, tokenizer=str(given), **SMALL).run(workdir=tmp_path / "given")
+    assert again.model.load()[1].get_vocab() == tokenizer.get_vocab()
+
+
+def test_a_tokenizer_that_is_not_there_is_named(tmp_path: Path) -> None:
+    from tunekit.errors import ArtifactError
+
+    with pytest.raises(ArtifactError, match="unigran") as caught:
+        Pipeline().pretrain(data=[{"text": "a b c"}], tokenizer="unigran", **SMALL).run(workdir=tmp_path)
+    assert caught.value.suggestions == ("unigram",)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tunekit.errors import StepError
 from tunekit.plugins import hf
 from tunekit_transformers.packing import BlockDataset, TokenFile, collate
+from tunekit_transformers.tokenizer import KINDS
 
 if TYPE_CHECKING:
     from tunekit.artifacts import Artifact
@@ -129,13 +130,23 @@ def _own_tokenizer(ctx: StepContext, options: PretrainOptions) -> Any:
     """Train the tokenizer, or read the one that an interrupted run of this step trained."""
     from transformers import AutoTokenizer
 
-    from tunekit_transformers.tokenizer import train_tokenizer
+    from tunekit_transformers.tokenizer import given_tokenizer, train_tokenizer
 
     folder = ctx.dir / "tokenizer"
     if folder.is_dir():
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if options.tokenizer not in KINDS:
+        return given_tokenizer(options.tokenizer)
     ctx.progress(0, None, "tokens", "training the tokenizer")
-    tokenizer = train_tokenizer(_texts(ctx), options.vocab_size, options.context)
+    tokenizer = train_tokenizer(
+        _texts(ctx),
+        options.vocab_size,
+        options.context,
+        kind=options.tokenizer,
+        byte_level=options.byte_level,
+        byte_fallback=options.byte_fallback,
+        special_tokens=options.special_tokens,
+    )
     aside = Path(f"{folder}.partial")
     with hf.storage_errors(folder):
         shutil.rmtree(aside, ignore_errors=True)
@@ -169,7 +180,9 @@ def _new_model(options: PretrainOptions, tokenizer: Any, seed: int) -> Any:
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     # A text ends with one token, a turn with another; generation stops at both.
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(TURN_END)]
+    known = tokenizer.get_vocab()
+    ends = (tokenizer.eos_token_id, known.get(TURN_END))
+    model.generation_config.eos_token_id = [end for end in dict.fromkeys(ends) if end is not None]
     return model.to(hf.default_device())
 
 

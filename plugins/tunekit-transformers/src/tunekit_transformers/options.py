@@ -32,8 +32,17 @@ class PretrainOptions(TrainOptions):
     """Course of the learning rate after warm-up."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled weight decay."""
+    tokenizer: str = "bpe"
+    """Kind of the tokenizer that is trained on the corpus: ``bpe``, ``unigram`` or ``wordpiece``; or the folder or hub
+    id of a tokenizer to use as it is."""
     vocab_size: int = Field(default=2048, ge=300, json_schema_extra={"unit": "tokens"})
-    """Most tokens of the byte-level BPE tokenizer that is trained on the corpus."""
+    """Most tokens of the tokenizer that is trained."""
+    byte_level: bool | None = None
+    """Read text as bytes. None: for ``bpe`` only; other kinds read characters."""
+    byte_fallback: bool = True
+    """Write unknown characters in byte tokens, where text is read as characters."""
+    special_tokens: list[str] = Field(default_factory=list)
+    """Further tokens of the tokenizer that stand for themselves."""
     hidden_size: int = Field(default=128, ge=8)
     """Width of the model."""
     layers: int = Field(default=2, ge=1)

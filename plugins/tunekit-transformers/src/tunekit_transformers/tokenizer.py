@@ -5,11 +5,26 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
-from tunekit.errors import DataError, OptionsError
+from tunekit.errors import ArtifactError, DataError, OptionsError, nearest
+from tunekit.plugins import hf
 
-__all__ = ["CHAT_TEMPLATE", "END_OF_TEXT", "MASK", "PAD", "SPECIAL_TOKENS", "TURN_END", "TURN_START", "train_tokenizer"]
+__all__ = [
+    "CHAT_TEMPLATE",
+    "END_OF_TEXT",
+    "KINDS",
+    "MASK",
+    "PAD",
+    "SPECIAL_TOKENS",
+    "TURN_END",
+    "TURN_START",
+    "given_tokenizer",
+    "train_tokenizer",
+]
+
+KINDS = ("bpe", "unigram", "wordpiece")
 
 END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"
@@ -19,8 +34,6 @@ MASK = "<|mask|>"
 UNKNOWN = "<unk>"
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END, PAD)
 BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
-Kind = Literal["bpe", "unigram", "wordpiece"]
 
 # ChatML: https://github.com/openai/openai-python/blob/v0.28.1/chatml.md
 CHAT_TEMPLATE = (
@@ -41,7 +54,7 @@ def train_tokenizer(
     vocab_size: int,
     max_length: int,
     *,
-    kind: Kind = "bpe",
+    kind: str = "bpe",
     byte_level: bool | None = None,
     byte_fallback: bool = True,
     special_tokens: Sequence[str] = (),
@@ -71,7 +84,7 @@ def train_tokenizer(
         DataError: if there is no text.
         OptionsError: if the vocabulary is too small, or options contradict each other.
     """
-    if kind not in ("bpe", "unigram", "wordpiece"):
+    if kind not in KINDS:
         raise OptionsError(
             f"There is no tokenizer kind {kind!r}.", code="tokenizer", fix='use "bpe", "unigram" or "wordpiece"'
         )
@@ -93,6 +106,37 @@ def train_tokenizer(
     return _dressed(backend, names, special_tokens, max_length, masked=masked, kind=kind)
 
 
+def given_tokenizer(ref: str) -> Any:
+    """The tokenizer in a folder, or of a hub id, for a model from random weights.
+
+    Raises:
+        ArtifactError: if it cannot be had.
+        DataError: if it has no end-of-text token.
+    """
+    from transformers import AutoTokenizer
+
+    path = Path(ref).expanduser()
+    try:
+        with hf.quiet():
+            tokenizer = AutoTokenizer.from_pretrained(path if path.is_dir() else ref)
+    except Exception as error:
+        raise ArtifactError(
+            f"There is no tokenizer kind, folder or hub id {ref!r}.",
+            code="tokenizer",
+            asked=f"tokenizer={ref!r}",
+            found=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}",
+            suggestions=nearest(ref, KINDS),
+            fix=f"use one of {', '.join(KINDS)}, or a folder with a tokenizer.json",
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise DataError(
+            f"The tokenizer {ref!r} has no end-of-text token, so the model could not learn where a text ends.",
+            code="no-eos",
+            fix="set tokenizer.eos_token and save it again",
+        )
+    return tokenizer
+
+
 class _Counted:
     """Texts on their way to the library, which does not say how many it was given."""
 
@@ -107,7 +151,7 @@ class _Counted:
 
 
 def _subwords(
-    texts: Iterable[str], vocab_size: int, kind: Kind, level: bool, fallback: bool, special_tokens: Sequence[str]
+    texts: Iterable[str], vocab_size: int, kind: str, level: bool, fallback: bool, special_tokens: Sequence[str]
 ) -> tuple[Any, dict[str, str]]:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -207,7 +251,7 @@ def _wordpiece(
 
 
 def _dressed(
-    backend: Any, names: dict[str, str], special_tokens: Sequence[str], max_length: int, *, masked: bool, kind: Kind
+    backend: Any, names: dict[str, str], special_tokens: Sequence[str], max_length: int, *, masked: bool, kind: str
 ) -> Any:
     from transformers import PreTrainedTokenizerFast
 
