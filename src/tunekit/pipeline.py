@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tunekit.cancel import CancelToken
     from tunekit.events import Observer
     from tunekit.plugins.protocols import Finding
+    from tunekit.preview import Preview
     from tunekit.results import RunHandle, RunResult
     from tunekit.session import Session
 
@@ -96,6 +97,45 @@ class Pipeline(Builder):
         from tunekit.check import check_plan
 
         return check_plan(self._plan, objects=self._objects, session=session or self._session, strict=strict)[1]
+
+    def preview(
+        self,
+        step: str | None = None,
+        n: int = 3,
+        *,
+        workdir: str | os.PathLike[str] | None = None,
+        session: Session | None = None,
+        scan: int = 1000,
+    ) -> Preview:
+        """The exact tokens, labels and weights that a step learns, and counts over the first rows. Loads no weights.
+
+        Args:
+            step: name of the step; default: the first that trains.
+            n: rows to show token by token.
+            workdir: folder of a run of this pipeline: a step that starts from a step that has run there is shown with
+                the tokenizer of its result.
+            session: plugins to use; default: the pipeline's session, else the installed ones.
+            scan: rows to count; no more than these are read.
+
+        Raises:
+            CheckFailed: if names or options cannot be resolved.
+            PipelineError: if there is no such step, or its trainer has no preview.
+            DataError: if the data are bad, or what would be learned is harmful, with the fix: no token that is learned
+                (code ``no-targets``), no end that is learned (``stop-never-trained``), two begin-of-text tokens
+                (``double-bos``), tokens without an embedding (``vocabulary``).
+            ArtifactError: if the tokenizer cannot be had.
+        """
+        from tunekit.preview import preview_plan
+
+        return preview_plan(
+            self._plan,
+            objects=self._objects,
+            session=session or self._session,
+            step=step,
+            n=n,
+            workdir=workdir,
+            scan=scan,
+        )
 
     # ---------------------------------------------------------------- running it
 

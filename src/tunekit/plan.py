@@ -58,7 +58,7 @@ STEP_KINDS = (*MODEL_KINDS, "evaluate", "export")
 PIPELINE_NAMES = (
     *STEP_KINDS,
     *("adapter", "lora", "qlora", "seed", "step", "track"),
-    *("check", "explain", "plan", "run", "start"),
+    *("check", "explain", "plan", "preview", "run", "start"),
     *("from_json", "from_plan", "from_yaml", "to_json", "to_yaml"),
 )
 """What ``Pipeline`` has of its own; no plugin's verb may be called so."""

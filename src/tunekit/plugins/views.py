@@ -74,6 +74,8 @@ class LabelTotals:
     """Examples, without those that cannot be trained on."""
     tokens: int = 0
     trained_tokens: int = 0
+    whole_rows: int = 0
+    """Examples of which something is learned as a whole, such as a class or a score."""
     cut_rows: int = 0
     cut_tokens: int = 0
     stop_rows: int = 0
@@ -91,9 +93,11 @@ class LabelTotals:
         cut: int = 0,
         stopped: bool | None = None,
         bos: int | None = None,
+        whole: bool = False,
     ) -> None:
-        """Count one example."""
+        """Count one example. ``whole``: something is learned for the example as a whole, such as a class."""
         self.rows += 1
+        self.whole_rows += whole
         self.tokens += tokens
         self.trained_tokens += trained
         self.cut_rows += cut > 0
@@ -106,7 +110,7 @@ class LabelTotals:
 
     def harm(self) -> DataError | None:
         """What must not be trained on, if anything: nothing to learn at all, or no example that learns to stop."""
-        if self.rows and not self.trained_tokens:
+        if self.rows > self.whole_rows and not self.trained_tokens:
             return DataError(
                 "No token of the data is learned: every label is masked.",
                 code="no-targets",

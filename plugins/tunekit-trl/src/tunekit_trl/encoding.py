@@ -164,7 +164,7 @@ class Encoder:
 
         All texts go to the tokenizer at once, which spreads them over its threads. Hundreds of rows are a good number.
         """
-        rendered = [_attempt(lambda row=row: self._render(row, schema, train_on)) for row in rows]
+        rendered = [_attempt(lambda row=row: self.rendered(row, schema, train_on)) for row in rows]
         return [
             found if isinstance(found, DataError) else _attempt(lambda found=found: self._example(*found))
             for found in self._tokens(rendered)
@@ -196,16 +196,19 @@ class Encoder:
                 made.append(_attempt(lambda a=chosen[1], b=rejected[1]: self._pair(a, b)))
         return made
 
-    # ---------------------------------------------------------------- one row
+    def rendered(self, row: Row, schema: str, train_on: str, *, turns: bool = False) -> Rendered:
+        """The text of a row and its target spans; ``turns`` asks where each message begins.
 
-    def _render(self, row: Row, schema: str, train_on: str) -> Rendered:
+        Raises:
+            DataError: as :meth:`example` does for rows that cannot be rendered.
+        """
         if schema == "text":
             text = str(row["text"])
-            return Rendered(text, ((0, len(text)),), ends_turn=False, plain=True)
+            return Rendered(text, ((0, len(text)),), ends_turn=False, plain=True, turns=((0, ""),))
         if schema == "conversation":
-            rendered = self.renderer.conversation(row, train_on)
+            rendered = self.renderer.conversation(row, train_on, turns=turns)
         else:
-            rendered = self.renderer.pair(row, train_on=train_on)
+            rendered = self.renderer.pair(row, train_on=train_on, turns=turns)
         if not rendered.spans:
             raise DataError(
                 "no message of the row is learned: flags leave every assistant turn out",
@@ -213,6 +216,8 @@ class Encoder:
                 fix='take the flag off one of them, or on_bad_row="skip" to leave out and count such rows',
             )
         return rendered
+
+    # ---------------------------------------------------------------- one row
 
     def _example(self, rendered: Rendered, tokens: _Tokens) -> Example:
         labels = [IGNORED] * len(tokens.ids)
@@ -311,7 +316,7 @@ class Encoder:
     def _is_blank(self, token: int) -> bool:
         known = self._blank.get(token)
         if known is None:
-            known = self._blank[token] = not self._text([token]).strip()
+            known = self._blank[token] = not self.text([token]).strip()
         return known
 
     # ---------------------------------------------------------------- many texts at once
@@ -411,7 +416,7 @@ class Encoder:
             for end in of_one[1:]:
                 ids += next(pieces)
                 known[end] = len(ids)
-            if self._text(ids) == self._text(tokens.ids):
+            if self.text(ids) == self.text(tokens.ids):
                 made.append(_Tokens(ids, [(known[begin], known[end]) for begin, end in item.spans], "split"))
             else:
                 made.append(_Tokens(tokens.ids, tokens.spans, "merged"))
@@ -430,7 +435,8 @@ class Encoder:
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return [list(ids) for ids in self._encode(texts)["input_ids"]]
 
-    def _text(self, ids: list[int]) -> str:
+    def text(self, ids: list[int]) -> str:
+        """What ids stand for, special tokens included."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     @staticmethod

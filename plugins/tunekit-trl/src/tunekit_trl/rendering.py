@@ -49,6 +49,8 @@ class Rendered:
     """Whether no template made the text, so that the tokenizer's begin-of-text token is still missing."""
     lost_thoughts: int = 0
     """Assistant turns whose thoughts the template left out."""
+    turns: tuple[tuple[int, str], ...] = ()
+    """(begin, role) of each message, where it was asked for."""
 
 
 # Which turns are targets
@@ -162,24 +164,33 @@ class ChatRenderer:
         shown = [name for name in _THOUGHTS if name in source]
         self._thoughts = shown[0] if len(shown) == 1 else None
 
-    def pair(self, row: Mapping[str, Any], field: str = "completion", train_on: str = "completion") -> Rendered:
+    def pair(
+        self,
+        row: Mapping[str, Any],
+        field: str = "completion",
+        train_on: str = "completion",
+        *,
+        turns: bool = False,
+    ) -> Rendered:
         """Prompt and answer; the target is the answer (``completion``), every assistant turn (``all-assistant``), the
-        last of them (``last``), or everything (``all``).
+        last of them (``last``), or everything (``all``). ``turns`` asks where each message begins.
 
         Raises:
             DataError: if the template cannot render the row, leaves its tools out, or hides where an answer begins.
         """
         prompt = as_messages(row["prompt"])
         messages = prompt + as_messages(row[field], "assistant")
-        return self._turns(messages, row.get("tools"), train_on, len(prompt))
+        return self._turns(messages, row.get("tools"), train_on, len(prompt), turns=turns)
 
-    def conversation(self, row: Mapping[str, Any], train_on: str) -> Rendered:
+    def conversation(self, row: Mapping[str, Any], train_on: str, *, turns: bool = False) -> Rendered:
         """A conversation; the targets are its assistant turns (``all-assistant``), those after the last question
         (``completion``), the last of them (``last``), or everything (``all``). Raises as :meth:`pair` does."""
         messages = as_messages(row["messages"])
-        return self._turns(messages, row.get("tools"), train_on, _prompt_length(messages))
+        return self._turns(messages, row.get("tools"), train_on, _prompt_length(messages), turns=turns)
 
-    def _turns(self, messages: list[dict[str, Any]], tools: Any, train_on: str, prompt: int) -> Rendered:
+    def _turns(
+        self, messages: list[dict[str, Any]], tools: Any, train_on: str, prompt: int, *, turns: bool
+    ) -> Rendered:
         _check_flags(messages)
         tools = _without_nulls(tools)
         chosen = None if train_on == "all" else _targets(messages, train_on, prompt)
@@ -191,7 +202,25 @@ class ChatRenderer:
             spans = _without(len(text), [self._whole(messages, number, text, tools) for number in gaps])
         else:
             spans = [self._answer(messages, number, text, tools) for number in chosen]
-        return self._rendered(text, spans, _lost_thoughts(messages, text))
+        tail = text[spans[-1][0] : spans[-1][1]].rstrip() if spans else ""
+        return Rendered(
+            text,
+            tuple(spans),
+            ends_turn=tail.endswith(self.special),
+            lost_thoughts=_lost_thoughts(messages, text),
+            turns=self._layout(messages, text, tools) if turns else (),
+        )
+
+    def _layout(self, messages: Messages, text: str, tools: Any) -> tuple[tuple[int, str], ...]:
+        """Where each message begins; of one that the template hides, where the one before does."""
+        begins = [0]
+        for number in range(1, len(messages)):
+            before = self._try(messages[:number], tools)
+            if before is not None and text.startswith(before):
+                begins.append(len(before))
+            else:
+                begins.append(self._front(messages, number, text, tools) or begins[-1])
+        return tuple((begin, str(message["role"])) for begin, message in zip(begins, messages, strict=True))
 
     def render(self, messages: Messages, tools: Any = None, generation_prompt: bool = False) -> str:
         """The template's text.
@@ -245,10 +274,6 @@ class ChatRenderer:
                 found=f"none of {len(names)} tools is in the text",
                 fix="use a model whose chat template takes tools, or give the tokenizer such a template",
             )
-
-    def _rendered(self, text: str, spans: list[Span], lost_thoughts: int) -> Rendered:
-        tail = text[spans[-1][0] : spans[-1][1]].rstrip() if spans else ""
-        return Rendered(text, tuple(spans), ends_turn=tail.endswith(self.special), lost_thoughts=lost_thoughts)
 
     def _answer(self, messages: Messages, number: int, text: str, tools: Any) -> Span:
         """An assistant turn: from behind what the model is given before it writes, to the token that ends it."""
@@ -419,8 +444,15 @@ class PlainRenderer:
     def __init__(self, tokenizer: Any) -> None:
         self.eos = tokenizer.eos_token or ""
 
-    def pair(self, row: Mapping[str, Any], field: str = "completion", train_on: str = "completion") -> Rendered:
-        """Prompt and answer; targets as in :meth:`ChatRenderer.pair`.
+    def pair(
+        self,
+        row: Mapping[str, Any],
+        field: str = "completion",
+        train_on: str = "completion",
+        *,
+        turns: bool = True,
+    ) -> Rendered:
+        """Prompt and answer; arguments and targets as in :meth:`ChatRenderer.pair`.
 
         Raises:
             DataError: for a row with tools, which plain text cannot carry.
@@ -437,10 +469,11 @@ class PlainRenderer:
             prompt, answer = plain_pair(row["prompt"], row[field])
             text = prompt + answer
             begin = 0 if train_on == "all" else len(prompt)
-            return Rendered(text, ((begin, len(text)),), ends_turn=False, plain=True)
+            layout = ((0, "prompt"), (len(prompt), "completion"))
+            return Rendered(text, ((begin, len(text)),), ends_turn=False, plain=True, turns=layout)
         return self._paragraphs(messages, train_on, length)
 
-    def conversation(self, row: Mapping[str, Any], train_on: str) -> Rendered:
+    def conversation(self, row: Mapping[str, Any], train_on: str, *, turns: bool = True) -> Rendered:
         """A conversation as ``User: ...`` and ``Assistant: ...`` paragraphs; every assistant turn ends with the
         end-of-text token. One question with one answer is written as :meth:`pair` writes it. Raises as :meth:`pair`
         does."""
@@ -474,8 +507,9 @@ class PlainRenderer:
             spans = _without(len(text), [paragraphs[number] for number in _left_out(messages)])
         else:
             spans = [answers[number] for number in _targets(messages, train_on, prompt)]
-        ended = messages[-1]["role"] != "assistant"
-        return Rendered(text, tuple(spans), ends_turn=ended and bool(self.eos), plain=True)
+        layout = zip((begin for begin, _ in paragraphs), (str(message["role"]) for message in messages), strict=True)
+        ended = messages[-1]["role"] != "assistant" and bool(self.eos)
+        return Rendered(text, tuple(spans), ends_turn=ended, plain=True, turns=tuple(layout))
 
 
 def _refuse_tools(row: Mapping[str, Any]) -> None:

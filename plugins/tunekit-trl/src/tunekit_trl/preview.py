@@ -1,0 +1,175 @@
+"""What the trainers learn, token by token, through the code that they encode their rows with. Imports no torch."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from tunekit.errors import DataError
+from tunekit.plugins import PreviewContext, PreviewRow, TokenView, hf
+from tunekit_trl.encoding import IGNORED, Encoder, Pair, encoder_from
+from tunekit_trl.rendering import Rendered
+
+__all__ = ["dpo", "sft"]
+
+_TOGETHER = 64
+SKIPPED = ("no-targets", "equal-answers")
+"""Codes of rows that ``on_bad_row="skip"`` leaves out."""
+
+
+def sft(ctx: PreviewContext) -> Iterator[PreviewRow]:
+    """The rows that ``sft`` learns.
+
+    Raises:
+        DataError: for ``train_on`` that has no meaning for the rows.
+    """
+    encoder, views = _encoder(ctx)
+    schema = ctx.data.schema
+    train_on = encoder.train_on(schema, ctx.options.train_on)
+    rows, number = iter(ctx.data.rows()), 0
+    while batch := list(islice(rows, _TOGETHER)):
+        for row, found in zip(batch, encoder.examples(batch, schema, train_on), strict=True):
+            number += 1
+            if isinstance(found, DataError):
+                yield _problem(ctx, number, found)
+                continue
+            turns: list[tuple[int, str]] = []
+            if number <= ctx.shown:
+                turns = views.turns(found.input_ids, encoder.rendered(row, schema, train_on, turns=True))
+            yield PreviewRow(
+                number=number,
+                tokens=views.tokens(found.input_ids, found.labels, turns),
+                cut=found.cut,
+                # Of a text that is cut the end is no answer's end.
+                stopped=None if schema == "text" and found.cut else found.stopped,
+                bos=views.bos(found.input_ids),
+            )
+
+
+def dpo(ctx: PreviewContext) -> Iterator[PreviewRow]:
+    """The pairs that ``dpo`` learns, each as two examples of one number: the chosen answer and the rejected one."""
+    encoder, views = _encoder(ctx)
+    rows, number = iter(ctx.data.rows()), 0
+    while batch := list(islice(rows, _TOGETHER)):
+        for found in encoder.pairs(batch):
+            number += 1
+            if isinstance(found, DataError):
+                yield _problem(ctx, number, found)
+            else:
+                yield from _sides(number, found, encoder, views)
+
+
+def _sides(number: int, pair: Pair, encoder: Encoder, views: _Views) -> Iterator[PreviewRow]:
+    begin = len(pair.prompt_ids)
+    for role, answer, stopped in zip(
+        ("chosen", "rejected"), (pair.chosen_ids, pair.rejected_ids), pair.stopped, strict=True
+    ):
+        ids = [*pair.prompt_ids, *answer]
+        labels = [*[IGNORED] * begin, *answer]
+        yield PreviewRow(
+            number=number,
+            tokens=views.tokens(ids, labels, [(0, "prompt"), (begin, role)]),
+            cut=pair.cut if len(ids) == encoder.max_length else 0,
+            stopped=stopped,
+            bos=views.bos(ids),
+        )
+
+
+def _encoder(ctx: PreviewContext) -> tuple[Encoder, _Views]:
+    tokenizer, facts = ctx.tokenizer()
+    with hf.quiet():
+        encoder = encoder_from(tokenizer, facts, ctx.options.max_length)
+    return encoder, _Views(encoder)
+
+
+def _problem(ctx: PreviewContext, number: int, error: DataError) -> PreviewRow:
+    skip = getattr(ctx.options, "on_bad_row", "error") == "skip" and error.code in SKIPPED
+    return PreviewRow(
+        number=number, tokens=(), problem=error.message, code=error.code, fix=error.fix or "", skipped=skip
+    )
+
+
+class _Views:
+    """Ids to token views. The same token in the same place is one object: there are hundreds of thousands."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self.special = set(encoder.tokenizer.all_special_ids) | {
+            number for number, token in encoder.tokenizer.added_tokens_decoder.items() if token.special
+        }
+        self._known: dict[tuple[int, bool, int | None, str], TokenView] = {}
+
+    def tokens(
+        self, ids: Sequence[int], labels: Sequence[int], turns: Sequence[tuple[int, str]]
+    ) -> tuple[TokenView, ...]:
+        """Views of one example. ``turns``: (first token, role) of each turn, in order.
+
+        The first token of an example is never learned: nothing stands before it.
+        """
+        begins = [begin for begin, _ in turns]
+        made: list[TokenView] = []
+        for at, (token, label) in enumerate(zip(ids, labels, strict=True)):
+            turn = bisect_right(begins, at) - 1 if begins else None
+            role = turns[turn][1] if turn is not None and turn >= 0 else ""
+            made.append(self._view(token, at > 0 and label != IGNORED, turn if turn != -1 else None, role))
+        return tuple(made)
+
+    def _view(self, token: int, learned: bool, turn: int | None, role: str) -> TokenView:
+        key = (token, learned, turn, role)
+        view = self._known.get(key)
+        if view is None:
+            view = self._known[key] = TokenView(
+                id=token,
+                text=self.encoder.text([token]),
+                label=token if learned else None,
+                weight=1.0 if learned else 0.0,
+                turn=turn,
+                role=role,
+                special=token in self.special,
+            )
+        return view
+
+    def bos(self, ids: Sequence[int]) -> int | None:
+        """Begin-of-text tokens at the front."""
+        bos = self.encoder.tokenizer.bos_token_id
+        if bos is None:
+            return None
+        count = 0
+        while count < len(ids) and ids[count] == bos:
+            count += 1
+        return count
+
+    def turns(self, ids: list[int], rendered: Rendered) -> list[tuple[int, str]]:
+        """Where each message's first token is."""
+        borders = [begin for begin, _ in rendered.turns]
+        return list(zip(self._places(ids, rendered, borders), (role for _, role in rendered.turns), strict=True))
+
+    def _places(self, ids: list[int], rendered: Rendered, borders: Sequence[int]) -> list[int]:
+        """The token at each character border."""
+        encoder = self.encoder
+        prefix = len(encoder.prefix) if rendered.plain and ids[: len(encoder.prefix)] == encoder.prefix else 0
+        text = rendered.text
+        if prefix and text.startswith(encoder.text(encoder.prefix)):
+            prefix = 0  # the text spells it itself
+        if getattr(encoder.tokenizer, "is_fast", False):
+            made: Any = encoder.tokenizer(
+                text, add_special_tokens=False, truncation=False, padding=False, return_offsets_mapping=True
+            )
+            whole, inside = list(made["input_ids"]), ids[prefix:]
+            if whole[: len(inside)] == inside[: len(whole)]:
+                ends = [end for _, end in made["offset_mapping"]]
+                return [0 if at == 0 else min(prefix + bisect_right(ends, at), len(ids)) for at in borders]
+        return [0 if at == 0 else self._walk(ids, prefix, at) for at in borders]
+
+    def _walk(self, ids: list[int], prefix: int, border: int) -> int:
+        """Where the decoded text gets past ``border``, for rows whose pieces were tokenized apart."""
+        low, high = prefix, len(ids)
+        while low < high:
+            middle = (low + high) // 2
+            if len(self.encoder.text(ids[prefix : middle + 1])) > border:
+                high = middle
+            else:
+                low = middle + 1
+        return low
