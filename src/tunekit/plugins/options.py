@@ -125,9 +125,29 @@ class SupervisedOptions(TrainOptions):
     """Stop after this many measurements without a lower validation loss."""
     max_tokens_per_batch: int | None = Field(default=None, ge=8, json_schema_extra={"unit": "tokens"})
     """Fill micro-batches with whole examples of similar length up to this many tokens. ``batch_size``, when given as
-    well, is a second limit."""
+    well, is a second limit; otherwise it is set to the same number, which is none."""
     packing: bool = False
     """Pack examples into blocks of up to ``max_length`` tokens; none sees another. ``batch_size`` counts blocks."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tokens_alone_fill_batches(cls, values: Any) -> Any:
+        # Written out, so that the plan says it: no number of rows that fit in so many tokens is above it.
+        limit = values.get("max_tokens_per_batch") if isinstance(values, Mapping) else None
+        if isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1 and "batch_size" not in values:
+            return {**values, "batch_size": limit}
+        return values
+
+    @model_validator(mode="after")
+    def _batches_are_filled_one_way(self) -> Self:
+        if self.packing and self.max_tokens_per_batch is not None:
+            raise ValueError(
+                "packing and max_tokens_per_batch exclude each other: with packing, a batch is batch_size blocks of "
+                "max_length tokens"
+            )
+        if self.schedule != "wsd" and self.decay != type(self).model_fields["decay"].default:
+            raise ValueError(f"decay has no effect with schedule={self.schedule!r}; it belongs to 'wsd'")
+        return self
 
     @field_validator("validation")
     @classmethod
