@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_extended_bpe_equals_training_on_by_hand(tmp_path: Path) -> None:
     for text in MEDICAL:
         for word, _ in old.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text):
             pieces = [token.value for token in old.backend_tokenizer.model.tokenize(word)]
-            for pair in zip(pieces, pieces[1:], strict=False):
+            for pair in pairwise(pieces):
                 counts[pair] = counts.get(pair, 0) + 1
     best = max(counts.values())
     ids = made.parts[0]
