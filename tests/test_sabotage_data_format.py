@@ -65,7 +65,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     names = dict.fromkeys(name for name, _, _ in BUGS)
     classes = "\n".join(
         f'class Test{name}(Base):\n    name = {name!r}\n    plugins = ("sabotage_formats:{name.upper()}",)\n'
-        + ("    good = [({**row, 'content': '-'}, made) for row, made in Base.good]\n" if name == "general" else "")
+        + ("    good = [({**row, 'data': '-'}, made) for row, made in Base.good]\n" if name == "general" else "")
         + ("    good = [({**row, 'messages': '-'}, made) for row, made in Base.good]\n" if name == "taken" else "")
         for name in names
     )

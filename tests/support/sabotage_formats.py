@@ -113,6 +113,6 @@ REMEMBERS = _One(name="remembers", target="sabotage_formats:remembers")
 SWALLOWS = _One(name="swallows", target="sabotage_formats:swallows")
 MISNAMES = _One(name="misnames", target="sabotage_formats:misnames")
 HEAVY = _One(name="heavy", target="sabotage_formats:heavy")
-GENERAL = _One(name="general", columns=("content",), optional=("log", "bot"))
+GENERAL = _One(name="general", columns=("data",), optional=("log", "bot"))
 TAKEN = _One(name="taken", columns=("messages",), optional=("log", "bot"))
 """Its columns are those of tunekit's own format ``openai``."""

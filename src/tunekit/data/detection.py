@@ -121,6 +121,7 @@ def choose(
 
 
 def _best(source: Source, known: list[Reading], served: list[Reading], accepts: Sequence[str]) -> Reading:
+    accepts = list(accepts)
     direct = [reading for reading in served if reading.form.schema in accepts]
     pool = direct or served or known
     level = max(reading.level for reading in pool)
@@ -136,6 +137,19 @@ def _best(source: Source, known: list[Reading], served: list[Reading], accepts: 
                 "file": str(source.path or source.name),
                 "spellings": [reading.form.id for reading in rivals],
             },
+        )
+    labelled = [reading for reading in known if reading.rivals == "label" and reading.level == YES]
+    if pool[0].form.schema == "text" and accepts[:1] not in ([], ["text"]) and labelled:
+        # The step would rather have something else than text, and the data are more than text: most likely a mix-up.
+        kind = labelled[0].form
+        raise DataError(
+            f"{source.name} holds {kind.schema} rows ({kind.name}), which this step does not take.",
+            code="wrong-shape",
+            asked="rows of " + " or ".join(SHAPES.get(name, name) for name in accepts),
+            found=SHAPES[kind.schema],
+            fix=f"to train on the texts alone, write {pool[0].spelling()}; to train on the labels as answers, name the "
+            'columns of both: columns={"prompt": ..., "completion": ...}',
+            details={"file": str(source.path or source.name), "schema": kind.schema, "accepts": list(accepts)},
         )
     return pool[0]
 

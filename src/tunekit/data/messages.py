@@ -11,13 +11,17 @@ from tunekit.plan import thaw
 
 __all__ = ["as_messages", "is_messages", "normalize_messages", "normalize_tools", "plain_pair", "to_text"]
 
+_CALLING = ("function_call", "function_calls", "tool_call", "tool_calls")
 _ROLES = {
+    "ai": "assistant",
     "assistant": "assistant",
     "bot": "assistant",
+    "chatbot": "assistant",
     "chatgpt": "assistant",
     "developer": "developer",
     "function": "tool",
-    "function_call": "assistant",
+    "function_response": "tool",
+    "function_result": "tool",
     "gpt": "assistant",
     "human": "user",
     "ipython": "tool",
@@ -26,9 +30,13 @@ _ROLES = {
     "prompter": "user",
     "system": "system",
     "tool": "tool",
+    "tool_response": "tool",
+    "tool_result": "tool",
     "user": "user",
+    **dict.fromkeys(_CALLING, "assistant"),
 }
 _BODIES = ("text", "value", "reasoning", "thinking")
+_DEEP = "is nested too deeply"
 _TITLES = {"assistant": "Assistant", "developer": "System", "system": "System", "tool": "Tool", "user": "User"}
 
 
@@ -100,7 +108,8 @@ def normalize_messages(value: Any, field: str) -> list[dict[str, Any]]:
 
     Roles become ``system``, ``developer``, ``user``, ``assistant`` or ``tool``. A ``function_call`` turn becomes an
     assistant message with ``tool_calls``; text parts become a string; reasoning parts go to ``reasoning_content``.
-    Keys that are null are left out: columnar files add them to every message.
+    Keys that are null are left out, also inside the arguments of calls and the schemas of tools: columnar files add
+    every key that any row has to all rows. Arguments and tools that are JSON text keep theirs.
 
     Raises:
         RowProblem: naming the message.
@@ -111,7 +120,10 @@ def normalize_messages(value: Any, field: str) -> list[dict[str, Any]]:
         raise RowProblem(field, f"is {kind_of(value)}, not a list of messages")
     if not value:
         raise RowProblem(field, "is an empty list of messages")
-    return [_message(item, f"{field}[{number}]") for number, item in enumerate(value)]
+    try:
+        return [_message(item, f"{field}[{number}]") for number, item in enumerate(value)]
+    except RecursionError:
+        raise RowProblem(field, _DEEP) from None
 
 
 def _message(item: Any, field: str) -> dict[str, Any]:
@@ -144,14 +156,15 @@ def _shaped(item: Any, field: str) -> dict[str, Any]:
     speaker = raw.pop("from" if sharegpt else "role", None)
     if not isinstance(speaker, str):
         raise RowProblem(field, "has no role" if speaker is None else f"has a role that is {kind_of(speaker)}")
-    role = _ROLES.get(speaker.lower())
+    kind = speaker.lower().replace("-", "_").replace(" ", "_")
+    role = _ROLES.get(kind)
     if role is None:
         raise RowProblem(
             field, f"has the unknown role {speaker!r}", f"use one of {', '.join(sorted(set(_ROLES.values())))}"
         )
     content = raw.pop("value", None) if sharegpt or "content" not in raw else raw.pop("content")
     message: dict[str, Any] = {"role": role}
-    if speaker.lower() == "function_call":
+    if kind in _CALLING and (content is not None or not raw.get("tool_calls")):
         message["content"] = ""
         message["tool_calls"] = _calls(content, field)
         return message | raw
@@ -182,7 +195,7 @@ def _parts(parts: list[Any], field: str) -> tuple[str, dict[str, Any]]:
             raise RowProblem(field, f"has a content part that is {kind_of(part)}")
         kind = part.get("type")
         body = next((part[key] for key in _BODIES if part.get(key) is not None), None)
-        if kind == "text":
+        if kind in ("text", "input_text", "output_text"):
             texts.append(clean_text(body, field, empty=True))
         elif kind in ("reasoning", "thinking"):
             thoughts.append(clean_text(body, field, empty=True))
@@ -199,7 +212,8 @@ def _parts(parts: list[Any], field: str) -> tuple[str, dict[str, Any]]:
 
 
 def _calls(value: Any, field: str) -> list[dict[str, Any]]:
-    if isinstance(value, str):
+    written = isinstance(value, str)
+    if written:
         value = _json(value, field, "has a function call that is not JSON")
     calls = value if isinstance(value, list) else [value]
     made: list[dict[str, Any]] = []
@@ -213,6 +227,8 @@ def _calls(value: Any, field: str) -> list[dict[str, Any]]:
             arguments = {}
         if isinstance(arguments, str):
             arguments = _json(arguments, field, "has function arguments that are not JSON") if arguments.strip() else {}
+        elif not written:
+            arguments = _without_nulls(arguments)
         if not isinstance(arguments, Mapping):
             raise RowProblem(field, f"has function arguments that are {kind_of(arguments)}, not an object")
         made_call: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": thaw(arguments)}}
@@ -231,10 +247,14 @@ def normalize_tools(value: Any, field: str = "tools") -> list[dict[str, Any]] | 
         RowProblem: if they are something else.
     """
     if isinstance(value, str):
-        value = _json(value, field, "is text that is no JSON") if value.strip() else None
-    if value is None:
+        tools = _json(value, field, "is text that is no JSON") if value.strip() else None
+    else:
+        try:
+            tools = thaw(_without_nulls(value))
+        except RecursionError:
+            raise RowProblem(field, _DEEP) from None
+    if tools is None:
         return None
-    tools = thaw(value)
     if isinstance(tools, dict):
         tools = [tools]
     if not isinstance(tools, list):
@@ -247,6 +267,15 @@ def normalize_tools(value: Any, field: str = "tools") -> list[dict[str, Any]] | 
         made.append({"type": "function", "function": function})
     _storable(made, field)
     return made or None
+
+
+def _without_nulls(value: Any) -> Any:
+    """Objects without the keys that are null, at any depth; nulls in lists stay."""
+    if isinstance(value, Mapping):
+        return {str(key): _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_nulls(item) for item in value]
+    return value
 
 
 def _json(text: str, field: str, reason: str) -> Any:

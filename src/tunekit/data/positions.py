@@ -73,7 +73,12 @@ def _kind(values: Sequence[Any]) -> str:
         return ""
     if few and all(len(text) <= 50 for text in texts):
         return "class"
-    return "text" if any(len(text.split()) > 2 or len(text) > 30 for text in texts) else "word"
+    return "text" if any(_words(text) > 2 or len(text) > 30 for text in texts) else "word"
+
+
+def _words(text: str) -> int:
+    """Words by the spaces between them; Chinese, Japanese and Korean characters count as one each."""
+    return len(text.split()) + sum("\u2e80" <= sign <= "\uffdc" for sign in text)
 
 
 def _row_numbers(values: Sequence[Any]) -> bool:
