@@ -196,3 +196,21 @@ def test_objects_in_tasks_and_validation_become_references() -> None:
     options = p.plan.steps[0].options
     assert options["tasks"]["one"]["data"] == options["validation"] and options["validation"].startswith("object:")
     assert options["tasks"]["two"] == {"data": "b.csv"} and options["tasks"]["one"]["weight"] == 0.5
+
+
+def test_check_leaves_hub_parts_to_the_run_and_looks_at_the_others(files: tuple[str, str], tmp_path: Path) -> None:
+    a, _ = files
+    p = Pipeline().pretrain(data=mix({a: 1, "nobody-here/no-such-set": 1}))
+    assert not [finding for finding in p.check() if finding.code == "hub"]
+    p = Pipeline().pretrain(data=mix({str(tmp_path / "none.jsonl"): 1, "nobody-here/no-such-set": 1}))
+    assert [finding.code for finding in p.check() if finding.level == "error" and finding.step] == ["missing-file"]
+    assert "50% " + a in Pipeline().pretrain(data=mix({a: 1, "nobody-here/no-such-set": 1})).explain()
+
+
+def test_what_was_used_is_told_with_a_limit_and_not_by_a_look(files: tuple[str, str]) -> None:
+    a, b = files
+    data = load_dataset(mix({a: 0.7, b: 0.3}), limit=100)
+    assert len(data) == 100
+    data.peek(3)
+    assert [part["rows"] for part in data.parts] == [70, 30]
+    assert data.describe().endswith("70% a.jsonl (text, 70 rows) + 30% b.jsonl (text, 30 rows), 100 rows")

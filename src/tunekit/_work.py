@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunekit._step_data import (
     PlanBenchmarks,
+    StepData,
     benchmark_key,
     further_requests,
     open_benchmarks,
@@ -23,9 +24,6 @@ from tunekit.data import Dataset
 from tunekit.errors import PluginError, TunekitError
 from tunekit.plan import TRAINING_KINDS, ResolvedPlan, ResolvedStep, digest, thaw
 from tunekit.session import Session
-
-if TYPE_CHECKING:
-    from tunekit.data.select import LeftOut
 
 __all__ = ["Work", "data_facts", "prepare", "step_data_facts"]
 
@@ -47,10 +45,7 @@ class Work:
     spec: Any
     options: Any
     seed: int
-    data: Dataset | None
-    validation: Dataset | None
-    further_data: Mapping[str, Dataset]
-    left_out: tuple[LeftOut, ...]
+    read: StepData
     training_data: tuple[Dataset, ...]
     benchmarks: tuple[BenchmarkJob, ...]
     input: Work | None
@@ -64,6 +59,10 @@ class Work:
     @property
     def name(self) -> str:
         return self.step.name
+
+    @property
+    def data(self) -> Dataset | None:
+        return self.read.data
 
     @property
     def input_model(self) -> Path | None:
@@ -117,10 +116,7 @@ def prepare(
             spec=spec,
             options=options,
             seed=seed,
-            data=read.data,
-            validation=read.validation,
-            further_data=read.further,
-            left_out=read.left_out,
+            read=read,
             training_data=_lineage(source),
             benchmarks=open_benchmarks(step, session),
             input=source,
@@ -167,10 +163,10 @@ def _key(item: Work, base: str) -> str:
             "seed": item.seed,
             "input": starts_from,
             "data": item.data.fingerprint() if item.data is not None else None,
-            **({"validation": item.validation.fingerprint()} if item.validation is not None else {}),
+            **({"validation": item.read.validation.fingerprint()} if item.read.validation is not None else {}),
             **(
-                {"further_data": {name: data.fingerprint() for name, data in sorted(item.further_data.items())}}
-                if item.further_data
+                {"further_data": {name: data.fingerprint() for name, data in sorted(item.read.further.items())}}
+                if item.read.further
                 else {}
             ),
             "calibration": calibration,
@@ -221,15 +217,15 @@ def _embedded_text(item: Work, resolved: ResolvedPlan, what: str) -> str:
 
 def step_data_facts(item: Work) -> dict[str, Any] | None:
     """What the manifest says of the data of a step; None if it reads none."""
-    if item.data is None and not item.further_data:
+    if item.data is None and not item.read.further:
         return None
     facts = data_facts(item.data) if item.data is not None else {}
-    if item.validation is not None:
-        facts["validation"] = data_facts(item.validation)
-    if item.further_data:
-        facts["further_data"] = {name: data_facts(data) for name, data in item.further_data.items()}
-    if item.left_out:
-        facts["left_out"] = [out.facts() for out in item.left_out]
+    if item.read.validation is not None:
+        facts["validation"] = data_facts(item.read.validation)
+    if item.read.further:
+        facts["further_data"] = {name: data_facts(data) for name, data in item.read.further.items()}
+    if item.read.left_out:
+        facts["left_out"] = [out.facts() for out in item.read.left_out]
     return facts
 
 
@@ -237,6 +233,7 @@ def data_facts(data: Dataset) -> dict[str, Any]:
     """What the manifest says of a data set. ``rows`` is None for a large one that was not read through."""
     return {
         "name": data.name,
+        **({"parts": data.parts} if data.parts else {}),
         "source": str(data.source) if data.source else None,
         "schema": data.schema,
         "format": data.format,

@@ -7,6 +7,7 @@ disk. None imports torch, loads weights, or touches the network.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,6 +232,7 @@ def _model(analysis: Analysis) -> None:
 
 def _data(analysis: Analysis) -> None:
     from tunekit.data import looks_like_hub_id
+    from tunekit.data.mixture import without_hub
 
     for step in analysis.steps:
         ref = step.data
@@ -244,6 +246,9 @@ def _data(analysis: Analysis) -> None:
                     if getattr(valid, "format", None) is not None:
                         analysis.session.data_format(valid.format)
                     continue  # looking at the rows would need the network
+            ref = without_hub(ref, analysis.session.dataset_component)
+            if ref is None:
+                continue
             dataset = analysis.session.resolve_dataset(
                 ref,
                 accepts=tuple(getattr(step.entry.spec, "data", ())),
@@ -311,6 +316,7 @@ def _selection(analysis: Analysis) -> None:
 
 def _peek(analysis: Analysis, step: StepAnalysis, request: DataRequest) -> None:
     from tunekit.data import looks_like_hub_id
+    from tunekit.data.mixture import without_hub
 
     session, ref = analysis.session, request.ref
     if isinstance(ref, str) and not ref.startswith(OBJECT):
@@ -321,7 +327,10 @@ def _peek(analysis: Analysis, step: StepAnalysis, request: DataRequest) -> None:
             if request.format is not None:
                 session.data_format(request.format)
             return  # looking at the rows would need the network
-    dataset = opened(request, session, analysis.objects)
+    ref = without_hub(ref, session.dataset_component)
+    if ref is None:
+        return
+    dataset = opened(replace(request, ref=ref), session, analysis.objects)
     brought = session.registry.get("format", dataset.format) if "/" in dataset.format else None
     if brought is None or _has_packages(analysis, step.name, brought):
         dataset.peek(PEEK)

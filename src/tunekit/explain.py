@@ -15,7 +15,7 @@ __all__ = ["FORMATS", "explain", "explain_resolved"]
 
 FORMATS = ("text", "tree", "json")
 
-ALWAYS_SHOWN = ("learning_rate",)
+ALWAYS_SHOWN = ("learning_rate", "parameters")
 """Options of training steps that are shown even if nobody set them: their default depends on the plan."""
 
 
@@ -128,7 +128,29 @@ def _ref(value: Any) -> str:
         return f"{value.removeprefix(OBJECT).partition('-')[0]} in memory" if value.startswith(OBJECT) else value
     if isinstance(value, Sequence):
         return f"{len(value)} rows in the plan"
+    if isinstance(value, Mapping) and "mix" in value:
+        return _mixture(value["mix"])
+    if isinstance(value, Mapping) and isinstance(value.get("hub"), str):
+        return str(value["hub"])
     return "rows in the plan"
+
+
+def _mixture(parts: Any) -> str:
+    if isinstance(parts, Mapping):
+        parts = [
+            {**(value if isinstance(value, Mapping) else {"weight": value}), "name": key}
+            for key, value in parts.items()
+        ]
+    named = [part for part in parts if isinstance(part, Mapping)]
+    weights = [part.get("weight", 1.0) for part in named]
+    if not all(isinstance(weight, int | float) and weight > 0 for weight in weights):
+        return "a mixture"  # what is wrong with it, check says
+    total = sum(weights)
+    shares = (
+        f"{weight / total:.0%} {part.get('name') or _ref(part.get('data'))}"
+        for part, weight in zip(named, weights, strict=True)
+    )
+    return " + ".join(shares)
 
 
 def _data(step: ResolvedStep) -> str:

@@ -180,6 +180,10 @@ class Dataset:
         """Bytes of the file as stored; 0 for what is in memory."""
         return self._size()
 
+    def known_size(self) -> bool:
+        """Whether the source knows how large it is: a file, or a list. A generator does not, and may be endless."""
+        return self._raw.size() is not None or self._raw.length() is not None
+
     @property
     def bad_rows(self) -> list[tuple[int, str]]:
         """(row number, reason) of the rows left out with ``on_bad_row="skip"``. Raises as :meth:`rows` does."""
@@ -243,7 +247,7 @@ class Dataset:
         return self._fingerprint
 
     def total(self) -> int | None:
-        """Rows in the whole source, bad ones included; None for one too large to count without need.
+        """Rows in the whole source, bad ones included; None for one too large to count without need, and for a stream.
 
         With :attr:`expands` it counts what the source holds, such as trees, not the rows made of them.
         """
@@ -252,8 +256,8 @@ class Dataset:
         if self._total is None:
             if self._size() > _COUNT_BYTES:
                 return None
-            if self.source is None and self._raw.size() is None and self.limit is not None:
-                return None  # a generator may be endless
+            if self.source is None and self._raw.size() is None:
+                return None  # a stream, which may be endless
             self._total = sum(1 for _ in self._raw.rows())
         return self._total
 
@@ -284,14 +288,12 @@ class Dataset:
         if self.expands and self.on_bad_row != "skip":
             return text + self._expanded(total)
         if self.limit is None and self.on_bad_row != "skip":
-            return text + (f", {_rows(total)}" if total is not None else f", {self._size() / 2**20:,.0f} MB")
+            return text + (f", {_rows(total)}" if total is not None else self._extent())
         if total is None and self.limit is not None and self.on_bad_row != "skip":
             return text + f", the first {_rows(self.limit)}"
         if self.on_bad_row == "skip":
             if total is None and self._bad is None:  # too large to read only for this
-                return text + (
-                    f", the first {_rows(self.limit)}" if self.limit else f", {self._size() / 2**20:,.0f} MB"
-                )
+                return text + (f", the first {_rows(self.limit)}" if self.limit else self._extent())
             bad = len(self.bad_rows)
             of = f" of {_rows(total)}" if total is not None and not self.expands else ""
             text += f", {len(self):,}{of}" if of else f", {_rows(len(self))}"
@@ -299,9 +301,12 @@ class Dataset:
         assert total is not None and self.limit is not None
         return text + f", {min(self.limit, total):,} of {_rows(total)}"
 
+    def _extent(self) -> str:
+        return f", {self._size() / 2**20:,.0f} MB" if self._size() else ", read as a stream"
+
     def _expanded(self, total: int | None) -> str:
         if total is None and self._count is None:
-            return f", the first {_rows(self.limit)}" if self.limit else f", {self._size() / 2**20:,.0f} MB"
+            return f", the first {_rows(self.limit)}" if self.limit else self._extent()
         out_of = f" made of {_rows(total)}" if total is not None and self.limit is None else ""
         return f", {_rows(len(self))}{out_of}"
 

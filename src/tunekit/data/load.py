@@ -41,8 +41,8 @@ def load_dataset(
         ref: a path (JSON, JSON Lines, CSV, TSV, Parquet, CoNLL, plain text; all but Parquet also with ``.gz``), a
             folder of such files or a pattern (``corpus/*.jsonl.gz``), a hub id ``owner/name``, ``owner/name:config`` or
             ``owner/name:config@split`` (default: its ``train`` split, through the ``datasets`` package), a list of
-            rows, a generator (its rows are kept), a ``datasets.Dataset`` or ``IterableDataset``, a pandas DataFrame, a
-            ``Dataset``, or a mixture of these (:func:`tunekit.data.mix`).
+            rows, a generator (its rows are kept), a function that makes one (nothing is kept), a ``datasets.Dataset``
+            or ``IterableDataset``, a pandas DataFrame, a ``Dataset``, or a mixture (:func:`tunekit.data.mix`).
         accepts: canonical shapes the step takes, best first; empty: any. Data of another shape are converted where
             :data:`tunekit.data.schemas.CONVERSIONS` says how, else refused.
         limit: use the first usable rows only.

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.data.dataset import Dataset
+from tunekit.data.hub import looks_like_hub_id
 from tunekit.data.rows import RawRow
 from tunekit.data.schemas import SCHEMAS, SHAPES, conversion
 from tunekit.errors import DataError, TunekitError, nearest
 from tunekit.plan import MAX_SEED, digest
 
-__all__ = ["MixSource", "is_mix", "mix", "mix_parts", "open_mix"]
+__all__ = ["MixSource", "is_mix", "mix", "mix_parts", "open_mix", "without_hub"]
 
 BLOCK = 100
 """Rows within which the shares hold."""
@@ -67,6 +68,24 @@ def mix(
 def is_mix(ref: Any) -> bool:
     """Whether ``ref`` is what :func:`mix` makes."""
     return isinstance(ref, Mapping) and "mix" in ref
+
+
+def without_hub(ref: Any, is_name: Callable[[str], Any]) -> Any:
+    """What can be opened of a data reference without the network: of a mixture the parts that are not on the hub.
+
+    Args:
+        ref: what ``data=`` takes.
+        is_name: whether a text is the short name of a data set.
+
+    Returns:
+        A reference of the same kind, or None if nothing is left.
+    """
+    if isinstance(ref, str):
+        return None if looks_like_hub_id(ref) and not is_name(ref) else ref
+    if not is_mix(ref):
+        return None if isinstance(ref, Mapping) and "hub" in ref else ref
+    parts = [part for part in mix_parts(ref) if without_hub(part["data"], is_name) is not None]
+    return {**ref, "mix": parts} if parts else None
 
 
 def mix_parts(ref: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -301,28 +320,33 @@ class MixSource:
 
     def rows(self) -> Iterator[RawRow]:
         """The rows from the first on; numbered as rows of the mixture."""
-        datasets = self._datasets
-        passes = [0] * len(datasets)
-        used = [0] * len(datasets)
-        open_parts = [iter(data.rows()) for data in datasets]
-        begun = [False] * len(datasets)
-        whole = [False] * len(datasets)
+        passes = [0] * len(self._datasets)
+        used = [0] * len(self._datasets)
+        open_parts = [iter(data.rows()) for data in self._datasets]
+        try:
+            yield from self._mixed(open_parts, used, passes)
+        finally:
+            # A look at the first rows must not hide what a longer pass has used.
+            if self._used is None or sum(used) >= sum(self._used[0]):
+                self._used = (used, passes)
+
+    def _mixed(
+        self, open_parts: list[Iterator[dict[str, Any]]], used: list[int], passes: list[int]
+    ) -> Iterator[RawRow]:
+        whole = [False] * len(used)
         for number, index in enumerate(islice(self._order(), self._rows), 1):
             row = self._next(index, open_parts)
-            if not begun[index]:
-                begun[index] = True
-                passes[index] += 1
+            passes[index] = passes[index] or 1
             if row is None:
                 whole[index] = True
                 if self._stop == "first" or (all(whole) and self._rows is None):
                     break
-                open_parts[index] = iter(datasets[index].rows())
+                open_parts[index] = iter(self._datasets[index].rows())
                 passes[index] += 1
                 row = self._next(index, open_parts)
                 assert row is not None  # a data set without rows is an error
-            used[index] += 1
             yield RawRow(number, row)
-        self._used = (used, passes)
+            used[index] += 1  # a row that was only looked at, to see whether there are more, is not used
 
     def _next(self, index: int, open_parts: list[Iterator[dict[str, Any]]]) -> dict[str, Any] | None:
         try:

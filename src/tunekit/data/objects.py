@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,32 @@ class _Replay:
                 value = self._kept[position]
             position += 1
             yield value
+
+
+class _Made:
+    """What a function gives, asked anew on every pass: nothing is kept."""
+
+    def __init__(self, function: Callable[[], Iterable[Any]], name: str) -> None:
+        self._function = function
+        self._name = name
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            made = self._function()
+        except TypeError as error:
+            raise _no_rows_function(self._name, f"{type(error).__name__}: {error}") from error
+        if not isinstance(made, Iterable) or isinstance(made, str | bytes | Mapping):
+            raise _no_rows_function(self._name, f"it gave {kind_of(made)}")
+        return iter(made)
+
+
+def _no_rows_function(name: str, found: str) -> DataError:
+    return DataError(
+        f"The function {name} gives no rows.",
+        code="no-dataset",
+        found=found,
+        fix="pass a function without arguments that returns an iterator over rows, made anew on every call",
+    )
 
 
 class MemorySource:
@@ -139,12 +165,16 @@ def object_source(value: Any, name: str = "") -> MemorySource:
         return MemorySource(name or "list", value)
     if isinstance(value, Iterator):
         return MemorySource(name or kind, _Replay(value))
+    if callable(value) and not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):
+        return MemorySource(
+            name or getattr(value, "__name__", kind), _Made(value, name or getattr(value, "__name__", kind))
+        )
     if isinstance(value, Mapping | str | bytes) or not (hasattr(value, "__iter__") or hasattr(value, "__getitem__")):
         raise DataError(
             f"{kind} is no data set.",
             code="no-dataset",
             asked=f"{value!r:.80}",
-            fix="pass a path, a list of rows such as [{'prompt': ..., 'completion': ...}], a generator, "
-            "a datasets.Dataset or a pandas DataFrame",
+            fix="pass a path, a list of rows such as [{'prompt': ..., 'completion': ...}], a generator or a function "
+            "that makes one, a datasets.Dataset or a pandas DataFrame",
         )
     return MemorySource(name or (kind if library != "datasets" else f"datasets.{kind}"), value)
