@@ -17,7 +17,7 @@ from tunekit.session import NO_OBJECTS, OBJECT, Session
 if TYPE_CHECKING:
     from tunekit.data import Dataset
     from tunekit.data.contamination import Benchmarks
-    from tunekit.data.select import Filter, LeftOut, Selection
+    from tunekit.data.select import Filter, LeftOut
     from tunekit.plan import ResolvedStep
     from tunekit.plugins.options import DataRequest
 
@@ -51,6 +51,20 @@ class StepData:
     further: Mapping[str, Dataset] = field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
     """Rows that were left out on purpose, by rule."""
+
+    def tell_late(self, notify: Notify) -> None:
+        """What came out only while large data sets were read: bad rows, and rows that were left out on the way."""
+        for data in (self.data, *self.further.values()):
+            if data is None or data not in self.unread:
+                continue
+            skipped = data.skipped
+            if skipped:
+                notify("bad-rows", f"{_bad_text(skipped, data)}, among those that were read")
+            left_out = [out for out in getattr(data, "left_out", ()) if out.rows]
+            _tell_left_out(data, left_out, notify)
+
+    unread: tuple[Dataset, ...] = ()
+    """Data sets that were not read to their end before the step began."""
 
 
 def main_request(ref: Any, spec: Any, options: Any) -> DataRequest:
@@ -200,7 +214,7 @@ def open_step(
             _read_through(further[name], tick)
         _tell_bad_rows(further[name], notify)
     if ref is None:
-        return StepData(further=further)
+        return StepData(further=further, unread=tuple(asked for asked in further.values() if asked.counted is None))
     request = main_request(ref, spec, options)
     part, own = validation_part(options), own_validation(spec, options)
     shuffle = bool(getattr(options, "shuffle", False))
@@ -214,39 +228,53 @@ def open_step(
         with named("validation", own.ref):
             _read_through(validation, tick)
         _tell_bad_rows(validation, notify)
-    if not selects and validation is None:
+    late = tuple(asked for asked in further.values() if asked.counted is None)
+    if not selects and validation is None and data.known_size():
         _read_through(data, tick)
         _tell_bad_rows(data, notify)
-        return StepData(data=data, further=further)
-    from tunekit.data import contamination, select
+        return StepData(data=data, further=further, unread=late if data.counted is not None else (data, *late))
+    from tunekit.data import contamination, select, streams
     from tunekit.data import dedupe as copies
 
-    filters: list[Filter] = copies.filters_for(dedupe)
     identity = []
     if decontaminate:
         benchmarks = benchmarks or PlanBenchmarks((), session)
-        filters.append(contamination.Decontaminate(benchmarks.texts()))
+        texts = benchmarks.texts()
         identity.append(benchmarks.identity())
     if validation is not None:
-        filters.append(select.HeldOut(validation))
+        held_out = select.HeldOut(validation)
         identity.append(validation.fingerprint())
-    made = select.select(
-        data,
-        filters=filters,
-        shuffle=shuffle,
-        limit=request.limit,
-        validation=part,
-        seed=seed,
-        identity=digest(identity) if identity else "",
-        tick=lambda rows: tick(),
-    )
-    _tell_bad_rows(made.train, notify)
-    _tell_left_out(data, made, notify)
+
+    def filters() -> list[Filter]:
+        made: list[Filter] = copies.filters_for(dedupe)
+        made += [contamination.Decontaminate(texts)] if decontaminate else []
+        return made + ([held_out] if validation is not None else [])
+
+    choice: dict[str, Any] = {
+        "shuffle": shuffle,
+        "limit": request.limit,
+        "validation": part,
+        "seed": seed,
+        "identity": digest(identity) if identity else "",
+    }
+    endless = streams.is_endless(data, lambda rows: tick())
+    if endless:
+        notify("stream", _stream_text(data, shuffle, streams.STREAM_ROWS, streams.BUFFER))
+    if endless or (not selects and select.is_large(data)):
+        train, held = streams.stream(data, filters=filters, **choice)
+        if not endless:
+            _read_through(train, tick)
+        unread = (train,) if train.counted is None else ()
+        return StepData(data=train, validation=validation or held, further=further, unread=(*unread, *late))
+    chosen = select.select(data, filters=filters(), tick=lambda rows: tick(), **choice)
+    _tell_bad_rows(chosen.train, notify)
+    _tell_left_out(data, chosen.left_out, notify, chosen.conflicts)
     return StepData(
-        data=made.train,
-        validation=validation if validation is not None else made.validation,
+        data=chosen.train,
+        validation=validation if validation is not None else chosen.validation,
         further=further,
-        left_out=made.left_out,
+        left_out=chosen.left_out,
+        unread=late,
     )
 
 
@@ -264,21 +292,32 @@ def _read_through(data: Dataset, tick: Callable[[], None]) -> None:
 def _tell_bad_rows(data: Dataset, notify: Notify) -> None:
     if data.counted is None or data.on_bad_row != "skip" or not data.bad_rows:
         return
-    bad = data.bad_rows
+    notify("bad-rows", _bad_text(data.bad_rows, data))
+
+
+def _bad_text(bad: Sequence[tuple[int, str]], data: Dataset) -> str:
     shown = "; ".join(f"row {row}: {reason}" for row, reason in bad[:5])
-    notify("bad-rows", f"{len(bad)} bad rows of {data.name} were left out ({shown})")
+    return f"{len(bad)} bad rows of {data.name} were left out ({shown})"
 
 
-def _tell_left_out(data: Dataset, made: Selection, notify: Notify) -> None:
-    for out in made.left_out:
+def _stream_text(data: Dataset, shuffle: bool, rows: int, buffer: int) -> str:
+    text = (
+        f"{data.name} does not say how many rows it has and goes on after {rows:,}: it is read as it is used, and "
+        "those first rows stand for it when it is asked whether the step must run again"
+    )
+    return text + (f"; shuffle mixes rows within a buffer of {buffer:,}" if shuffle else "")
+
+
+def _tell_left_out(data: Dataset, left_out: Sequence[LeftOut], notify: Notify, conflicts: int = 0) -> None:
+    for out in left_out:
         shown = "; ".join(_example(example) for example in out.examples)
         more = " ..." if out.rows > len(out.examples) else ""
         rows = f"{out.rows:,} row{'s' * (out.rows != 1)}"
         notify(f"left-out-{out.reason}", f"left out of {data.name}: {rows} {_WITH[out.reason]} ({shown}{more})")
-    if made.conflicts:
+    if conflicts:
         notify(
             "conflicting-targets",
-            f"{made.conflicts:,} of the left-out rows of {data.name} have the text of a row that stayed, but another "
+            f"{conflicts:,} of the left-out rows of {data.name} have the text of a row that stayed, but another "
             "target; which of the two is right cannot be told",
         )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit import storage
-from tunekit._step_data import further_requests, main_request, open_step, opened
+from tunekit._step_data import PlanBenchmarks, further_requests, main_request, open_step, opened
 from tunekit.errors import ArtifactError, DataError, MissingDependencyError, PipelineError, PluginError, nearest
 from tunekit.plan import TRAINING_KINDS, Plan, ResolvedPlan, ResolvedStep, thaw
 from tunekit.plugins.protocols import TokenizerSource
@@ -306,6 +306,7 @@ class _Look:
                 seed=seed,
                 session=self.session,
                 objects=self.objects,
+                benchmarks=PlanBenchmarks(self.resolved.steps, self.session),
                 notify=lambda code, message: self.notes.append(message),
             )
             assert made.data is not None

@@ -280,6 +280,7 @@ class _Run:
                 with contextlib.suppress(ArtifactError):
                     self.stream.emit(events.StepFailed, step.name, error=type(error).__name__, message=str(error))
                 raise
+            self._tell_late(item)
         item.artifact, item.folder = artifact, folder
         self.models.published(item)
         self.models.free(item, work)
@@ -313,6 +314,13 @@ class _Run:
             component=step.component.label,
             session=self.session,
         )
+
+    def _tell_late(self, item: Work) -> None:
+        """Say and record what was found out about large data sets only while the step read them."""
+        if not item.read.unread:
+            return
+        item.read.tell_late(lambda code, text: self.stream.emit(events.Notice, item.name, code=code, message=text))
+        self.manifest["data"][item.name] = step_data_facts(item)
 
     def _compare_code(self, step: ResolvedStep, folder: Path) -> None:
         """Say so if a result is reused although the code that made it was changed under the same version."""
@@ -445,8 +453,8 @@ class _Run:
             input=item.input.artifact if item.input else None,
             adapter=self._adapter(item),
             data=item.data,
-            validation=item.validation,
-            further_data=item.further_data,
+            validation=item.read.validation,
+            further_data=item.read.further,
             cache=self.path / "cache",
             training_data=item.training_data,
             benchmarks=item.benchmarks,

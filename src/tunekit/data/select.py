@@ -27,7 +27,7 @@ from tunekit.data.text import row_key
 from tunekit.errors import DataError
 from tunekit.plan import digest
 
-__all__ = ["LARGE_BYTES", "LeftOut", "Selection", "is_large", "select", "shuffled", "split"]
+__all__ = ["LARGE_BYTES", "LeftOut", "Selection", "derived", "is_large", "select", "shuffled", "split", "wanted_rows"]
 
 LARGE_BYTES = 64 << 20
 """Files above this size are not kept in memory, nor read through before training unless a selection needs it."""
@@ -372,24 +372,31 @@ def _line_starts(path: Path) -> Iterator[tuple[int, int]]:
             start += len(line)
 
 
+def derived(made: Dataset, base: Dataset) -> None:
+    """Set up ``made`` as a data set with the rows of ``base``, of which it will give some."""
+    Dataset.__init__(
+        made,
+        base._raw,
+        schema=base.schema,
+        format=base.format,
+        native=base.native,
+        convert=base._convert,
+        accepts=base.accepts,
+        limit=base.limit,
+        on_bad_row=base.on_bad_row,
+        columns=base.columns,
+        note=base._note,
+        format_version=base.format_version,
+        expands=base.expands,
+    )
+    made.name, made.source = base.name, base.source
+
+
 class _Selected(Dataset):
     """Rows of another data set by their positions."""
 
     def __init__(self, base: Dataset, rows: _Rows, positions: array[int], selection: dict[str, Any], part: str) -> None:
-        super().__init__(
-            base._raw,
-            schema=base.schema,
-            format=base.format,
-            native=base.native,
-            convert=base._convert,
-            accepts=base.accepts,
-            limit=base.limit,
-            on_bad_row=base.on_bad_row,
-            columns=base.columns,
-            note=base._note,
-            format_version=base.format_version,
-        )
-        self.name, self.source = base.name, base.source
+        derived(self, base)
         self._base = base
         self._rows = rows
         self._positions = positions
