@@ -18,10 +18,13 @@ from tunekit.errors import DataError
 from tunekit.plugins import ModelFacts
 from tunekit_trl.rendering import ChatRenderer, Rendered, renderer_for
 
-__all__ = ["IGNORED", "Encoder", "Example", "Pair", "encoder_from"]
+__all__ = ["IGNORED", "SKIPPABLE", "Encoder", "Example", "Pair", "encoder_from"]
 
 IGNORED = -100
 """Label of a token that is not learned; what torch's cross-entropy leaves out."""
+
+SKIPPABLE = ("no-targets", "equal-answers")
+"""Codes of rows that ``on_bad_row="skip"`` leaves out; any other error ends the training."""
 
 T = TypeVar("T")
 Row = Mapping[str, Any]
@@ -59,6 +62,10 @@ class Example:
     def targets(self) -> int:
         """Tokens that are learned; the first token of a row never is."""
         return sum(label != IGNORED for label in self.labels[1:])
+
+    def stop_learned(self, schema: str) -> bool | None:
+        """Whether the example learns to stop; None for plain text that was cut: its end is no answer's end."""
+        return None if schema == "text" and self.cut else self.stopped
 
 
 @dataclass

@@ -9,14 +9,12 @@ from typing import Any
 
 from tunekit.errors import DataError
 from tunekit.plugins import PreviewContext, PreviewRow, TokenView, hf
-from tunekit_trl.encoding import IGNORED, Encoder, Pair, encoder_from
+from tunekit_trl.encoding import IGNORED, SKIPPABLE, Encoder, Pair, encoder_from
 from tunekit_trl.rendering import Rendered
 
 __all__ = ["dpo", "sft"]
 
 _TOGETHER = 64
-SKIPPED = ("no-targets", "equal-answers")
-"""Codes of rows that ``on_bad_row="skip"`` leaves out."""
 
 
 def sft(ctx: PreviewContext) -> Iterator[PreviewRow]:
@@ -42,8 +40,7 @@ def sft(ctx: PreviewContext) -> Iterator[PreviewRow]:
                 number=number,
                 tokens=views.tokens(found.input_ids, found.labels, turns),
                 cut=found.cut,
-                # Of a text that is cut the end is no answer's end.
-                stopped=None if schema == "text" and found.cut else found.stopped,
+                stopped=found.stop_learned(schema),
                 bos=views.bos(found.input_ids),
             )
 
@@ -85,7 +82,7 @@ def _encoder(ctx: PreviewContext) -> tuple[Encoder, _Views]:
 
 
 def _problem(ctx: PreviewContext, number: int, error: DataError) -> PreviewRow:
-    skip = getattr(ctx.options, "on_bad_row", "error") == "skip" and error.code in SKIPPED
+    skip = getattr(ctx.options, "on_bad_row", "error") == "skip" and error.code in SKIPPABLE
     return PreviewRow(
         number=number, tokens=(), problem=error.message, code=error.code, fix=error.fix or "", skipped=skip
     )

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import islice
 from typing import Any, TypeVar
 
-import numpy as np
 from datasets import Dataset
 
 from tunekit.data import Dataset as Data
 from tunekit.errors import DataError
-from tunekit.plugins import StepContext
-from tunekit_trl.encoding import Encoder, Example, Pair
+from tunekit.plugins import LabelTotals, StepContext, hf
+from tunekit_trl.encoding import SKIPPABLE, Encoder, Example, Pair, encoder_from
 
-__all__ = ["DataFacts", "TokenRows", "encoder_for", "held_out_rows", "pair_rows", "sft_rows"]
+__all__ = ["DataFacts", "encoder_for", "held_out_rows", "pair_rows", "sft_rows"]
 
 T = TypeVar("T", Example, Pair)
 
 _TOGETHER = 256
 _LISTED = 5
+_COUNTED = ("cut_rows", "cut_tokens", "split_rows", "merged_rows", "appended_stops", "lost_thoughts")
+_ENCODER = 1
+"""Raised when the same row would become other tokens or labels: kept tokens are made again."""
+_LARGE_BYTES = 64 << 20
+_LARGE_ROWS = 50_000
+"""Above either, no more is tokenized than ``max_steps`` reads."""
 
 
 @dataclass
@@ -39,7 +46,41 @@ class DataFacts:
     split_rows: int = 0
     merged_rows: int = 0
     appended_stops: int = 0
+    lost_thoughts: int = 0
     skipped: list[tuple[int, str]] = field(default_factory=list)
+    """(row, reason) of rows that were left out, the first hundred at least."""
+    skipped_rows: int = 0
+    """How many were left out."""
+    totals: LabelTotals = field(default_factory=LabelTotals)
+    """What a preview counts, too."""
+
+    @classmethod
+    def of(cls, store: hf.TokenStore, template: str, max_length: int, train_on: str) -> DataFacts:
+        """What was counted while the rows of ``store`` were made."""
+        counted = store.facts
+        summed = {name: counted[name] for name in _COUNTED}
+        totals = LabelTotals(
+            rows=counted["rows"],
+            tokens=counted["tokens"],
+            trained_tokens=counted["targets"],
+            cut_rows=counted["cut_rows"],
+            cut_tokens=counted["cut_tokens"],
+            stop_rows=counted["stop_rows"],
+            stopped_rows=counted["stopped_rows"],
+        )
+        return cls(
+            template,
+            max_length,
+            train_on,
+            rows=counted["rows"],
+            tokens=counted["tokens"],
+            trained_tokens=counted["targets"],
+            longest=counted["longest"],
+            skipped=[(number, error.message) for number, error in store.problems],
+            skipped_rows=sum(counted["problems"].values()),
+            totals=totals,
+            **summed,
+        )
 
     def count(self, tokens: int, targets: int, longest: int, cut: int, boundary: str) -> None:
         """Add one row."""
@@ -67,7 +108,7 @@ class DataFacts:
             "split_boundary_rows": self.split_rows,
             "merged_boundary_rows": self.merged_rows,
             "appended_stop_tokens": self.appended_stops,
-            "skipped_rows": len(self.skipped),
+            "skipped_rows": self.skipped_rows,
         }
 
     def tell(self, ctx: StepContext) -> None:
@@ -83,7 +124,7 @@ class DataFacts:
             )
         if self.skipped:
             shown = "; ".join(f"row {number}: {reason}" for number, reason in self.skipped[:_LISTED])
-            ctx.notice("rows-skipped", f"{len(self.skipped):,} rows with nothing to learn were left out ({shown}).")
+            ctx.notice("rows-skipped", f"{self.skipped_rows:,} rows with nothing to learn were left out ({shown}).")
         if self.split_rows:
             ctx.notice(
                 "token-boundary",
@@ -100,69 +141,109 @@ class DataFacts:
         if self.appended_stops and self.template == "chat template":
             ctx.notice(
                 "stop-appended",
-                f"The chat template ends {self.appended_stops:,} answers without a special token; the tokenizer's "
-                "end-of-text token was added and is trained.",
+                f"The chat template ends {self.appended_stops:,} answers without a token that generation stops at; the "
+                "tokenizer's end-of-text token was added and is trained.",
+            )
+        if self.lost_thoughts:
+            ctx.notice(
+                "thoughts-left-out",
+                f"The chat template leaves out what the model thinks in {self.lost_thoughts:,} assistant turns; it is "
+                "not learned.",
             )
 
 
 def encoder_for(model: Any, tokenizer: Any, max_length: int) -> Encoder:
     """An encoder for the step's model; its length limit is never above what the model has positions for."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(limit, int) and limit > 0:
-        max_length = min(max_length, limit)
-    stops = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    listed = stops if isinstance(stops, list) else [] if stops is None else [stops]
-    embeddings = int(model.get_input_embeddings().weight.shape[0])
-    return Encoder(tokenizer, max_length, frozenset(int(stop) for stop in listed), embeddings)
+    return encoder_from(tokenizer, hf.model_facts(model), max_length)
 
 
-class TokenRows:
-    """Token rows in memory; see :class:`tunekit.plugins.hf.TokenTrainer`."""
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self._examples = examples
-        self.lengths = np.array([len(example.input_ids) for example in examples], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, number: int) -> dict[str, list[int]]:
-        example = self._examples[number]
-        return {"input_ids": example.input_ids, "labels": example.labels}
-
-
-def sft_rows(ctx: StepContext, encoder: Encoder, train_on: str | None) -> tuple[TokenRows, DataFacts]:
-    """The rows that are learned.
+def sft_rows(ctx: StepContext, encoder: Encoder, train_on: str | None) -> tuple[hf.TokenStore, DataFacts]:
+    """The rows that are learned. Of large data, only as many as ``max_steps`` reads.
 
     Raises:
-        DataError: for no rows, or a row that cannot be used (unless ``on_bad_row="skip"``).
+        DataError: for no rows, a row that cannot be used (unless ``on_bad_row="skip"``), or rows of which none learns
+            the token that ends an answer.
     """
     _schema(ctx)
     assert ctx.data is not None
-    made, facts = _examples(ctx, ctx.data, encoder, train_on)
+    store, facts = _stored(ctx, "train", ctx.data, encoder, train_on, **_reach(ctx, ctx.data))
+    facts.totals.raise_if_harmful()
+    if not store.complete:
+        ctx.notice(
+            "first-rows",
+            f"max_steps={ctx.options.max_steps} reads no more than the first {len(store):,} rows of {ctx.data.name}; "
+            "the others are not tokenized. If the rows are sorted, shuffle=True draws from all of them.",
+        )
     facts.tell(ctx)
-    return TokenRows(made), facts
+    return store, facts
 
 
-def held_out_rows(ctx: StepContext, encoder: Encoder, train_on: str | None) -> TokenRows | None:
+def held_out_rows(ctx: StepContext, encoder: Encoder, train_on: str | None) -> hf.TokenStore | None:
     """The rows of ``ctx.validation``; None if there are none. Raises as :func:`sft_rows` does."""
     if ctx.validation is None:
         return None
-    return TokenRows(_examples(ctx, ctx.validation, encoder, train_on)[0])
+    return _stored(ctx, "validation", ctx.validation, encoder, train_on)[0]
 
 
-def _examples(ctx: StepContext, data: Data, encoder: Encoder, train_on: str | None) -> tuple[list[Example], DataFacts]:
+def _reach(ctx: StepContext, data: Data) -> dict[str, int]:
+    """Limits of what ``max_steps`` can read of data that are too large to be tokenized without need."""
+    options = ctx.options
+    if options.max_steps is None:
+        return {}
+    if data.size_bytes() <= _LARGE_BYTES and (data.total() or 0) <= _LARGE_ROWS:
+        return {}
+    batches = options.max_steps * options.gradient_accumulation * max(1, int(os.environ.get("WORLD_SIZE", "1")))
+    if options.packing:
+        return {"limit_tokens": batches * options.batch_size * options.max_length}
+    if options.max_tokens_per_batch is not None:
+        return {"limit_tokens": batches * options.max_tokens_per_batch}
+    return {"limit": batches * options.batch_size}
+
+
+def _stored(
+    ctx: StepContext, name: str, data: Data, encoder: Encoder, train_on: str | None, **limits: int
+) -> tuple[hf.TokenStore, DataFacts]:
     chosen = encoder.train_on(data.schema, train_on)
-    facts = DataFacts(encoder.template, encoder.max_length, chosen)
-    if data.schema == "text":
-        facts.template = "plain text"
-    appended = encoder.appended_stops
-    made = _encode(ctx, data, facts, lambda rows: encoder.examples(rows, data.schema, chosen))
-    for example in made:
-        length = len(example.input_ids)
-        facts.count(length, example.targets, length, example.cut, example.boundary)
-    facts.appended_stops = encoder.appended_stops - appended
-    return made, facts
+    skip = getattr(ctx.options, "on_bad_row", "error") == "skip"
+
+    def encode(rows: list[dict[str, Any]]) -> list[hf.TokenRow | DataError]:
+        made = encoder.examples(rows, data.schema, chosen)
+        return [found if isinstance(found, DataError) else _token_row(found, data.schema) for found in made]
+
+    def judge(number: int, error: DataError) -> None:
+        if not (skip and error.code in SKIPPABLE):
+            raise _in_row(data, number, error) from error
+
+    settings = {
+        "encoder": [version("tunekit-trl"), _ENCODER],
+        "schema": data.schema,
+        "train_on": chosen,
+        "max_length": encoder.max_length,
+        "stops": sorted(encoder.stops),
+        "vocabulary": encoder.vocabulary,
+    }
+    key = hf.token_key(data.fingerprint(), encoder.tokenizer, settings)
+    store = hf.TokenStore.build(ctx, name, data.rows(), encode, key=key, total=data.total(), on_problem=judge, **limits)
+    left_out = sum(store.facts["problems"].values())
+    if not len(store):
+        raise _nothing(data, left_out, left_out)
+    template = "plain text" if data.schema == "text" else encoder.template
+    return store, DataFacts.of(store, template, encoder.max_length, chosen)
+
+
+def _token_row(example: Example, schema: str) -> hf.TokenRow:
+    stopped = example.stop_learned(schema)
+    counts = {
+        "cut_rows": int(example.cut > 0),
+        "cut_tokens": example.cut,
+        "split_rows": int(example.boundary == "split"),
+        "merged_rows": int(example.boundary == "merged"),
+        "appended_stops": int(example.appended_stop),
+        "lost_thoughts": example.lost_thoughts,
+        "stop_rows": int(stopped is not None),
+        "stopped_rows": int(bool(stopped)),
+    }
+    return hf.TokenRow(example.input_ids, example.labels, counts)
 
 
 def pair_rows(ctx: StepContext, encoder: Encoder) -> tuple[Dataset, DataFacts]:
@@ -175,7 +256,12 @@ def pair_rows(ctx: StepContext, encoder: Encoder) -> tuple[Dataset, DataFacts]:
         answers = len(pair.chosen_ids) + len(pair.rejected_ids)
         longest = len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
         facts.count(2 * len(pair.prompt_ids) + answers, answers, longest, pair.cut, pair.boundary)
+        for answer, stopped in zip((pair.chosen_ids, pair.rejected_ids), pair.stopped, strict=True):
+            facts.totals.add(
+                tokens=len(pair.prompt_ids) + len(answer), trained=len(answer), cut=pair.cut, stopped=stopped
+            )
     facts.appended_stops = encoder.appended_stops
+    facts.totals.raise_if_harmful()
     facts.tell(ctx)
     return Dataset.from_dict(
         {
@@ -205,20 +291,25 @@ def _encode(
             number += 1
             if not isinstance(found, DataError):
                 made.append(found)
-            elif skip and found.code in ("no-targets", "equal-answers"):
+            elif skip and found.code in SKIPPABLE:
                 facts.skipped.append((number, found.message))
+                facts.skipped_rows += 1
             else:
                 raise _in_row(data, number, found) from found
         ctx.progress(number, None, "rows", "tokenizing")
     if not made:
-        raise DataError(
-            f"{data.name} has no row to train on.",
-            code="empty-dataset",
-            found=f"{number} rows, {len(facts.skipped)} of them left out",
-            details={"file": str(data.source or data.name)},
-        )
+        raise _nothing(data, number, facts.skipped_rows)
     ctx.progress(number, number, "rows", "tokenizing")
     return made
+
+
+def _nothing(data: Data, rows: int, left_out: int) -> DataError:
+    return DataError(
+        f"{data.name} has no row to train on.",
+        code="empty-dataset",
+        found=f"{rows} rows, {left_out} of them left out",
+        details={"file": str(data.source or data.name)},
+    )
 
 
 def _in_row(data: Data, number: int, error: DataError) -> DataError:
