@@ -180,3 +180,21 @@ def test_a_split_that_leaves_nothing_to_train_on_is_refused(
     with pytest.raises((DataError, CheckFailed), match="nothing is left to train on"):
         Pipeline(model=base).sft(data=ROWS, validation=validation).run(workdir=tmp_path / "w", session=session)
     assert not data_plugin.RUNS
+
+
+def test_explain_says_which_rows_are_used(session: Session, base: str) -> None:
+    """In the order in which it is decided; the address of an object in memory is not shown."""
+
+    pipeline = Pipeline(model=base)
+    lines = (
+        pipeline.sft(data="a.jsonl", shuffle=True, dedupe="near", decontaminate=True, validation=0.1, limit=50),
+        pipeline.sft(data="a.jsonl", validation=500),
+        pipeline.sft(data="a.jsonl", validation=iter([{"text": "x"}])),
+    )
+    shown = [text.explain(session=session) for text in lines]
+    assert (
+        "a.jsonl, copies and near-copies left out, benchmark text left out, shuffled, 10% held out  limit=50"
+        in shown[0]
+    )
+    assert "a.jsonl, 500 rows held out" in shown[1]
+    assert "a.jsonl, held out: list_iterator in memory" in shown[2]

@@ -11,11 +11,12 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from tunekit._step_data import further_requests, own_validation
 from tunekit._work import Work
 from tunekit.errors import TunekitError
 from tunekit.plan import ComponentRef, ResolvedPlan, ResolvedStep
@@ -138,12 +139,22 @@ def used(resolved: ResolvedPlan, work: Iterable[Work], session: Session) -> list
         found[resolved.model_component] = None
     for item in work:
         found.update(dict.fromkeys(_of_step(item.step)))
-        for kind, name in (("dataset", item.step.data), ("format", item.data.format if item.data else None)):
+        for kind, name in _data_names(item):
             component = _named(session, kind, name)
             if component is not None:
                 found[component] = None
     found.update(dict.fromkeys(component for component, _ in resolved.trackers))
     return list(found)
+
+
+def _data_names(item: Work) -> Iterator[tuple[str, object]]:
+    own = own_validation(item.spec, item.options)
+    requests = (*further_requests(item.options).values(), *((own,) if own is not None else ()))
+    for ref in (item.step.data, *(request.ref for request in requests)):
+        yield "dataset", ref
+    for data in (item.data, *item.read.further.values(), item.read.validation):
+        if data is not None:
+            yield "format", data.format
 
 
 def _of_step(step: ResolvedStep) -> list[ComponentRef]:

@@ -160,12 +160,39 @@ def _data(step: ResolvedStep) -> str:
             return "samples *"
         shown = given if isinstance(given, str) else _pairs(given)
         return f"{shown}, else samples *" if "sample" in step.embedded else shown
-    return _ref(step.data) + (" *" if "data" in step.embedded else "")
+    if step.data is None:
+        return "-"
+    return ", ".join([_ref(step.data) + (" *" if "data" in step.embedded else ""), *_selection(step)])
+
+
+def _apart(step: ResolvedStep) -> tuple[str, ...]:
+    """Options that are not shown among the options: the column of the data has them."""
+    chosen = ("shuffle", "dedupe", "decontaminate", "validation") if step.data is not None else ()
+    return ("data", "benchmarks", *chosen)
+
+
+def _selection(step: ResolvedStep) -> list[str]:
+    """Which of the rows are used, in the order in which it is decided; ``limit`` stands among the options."""
+    options = step.options
+    parts = [f"{_COPIES.get(str(options['dedupe']), options['dedupe'])} left out"] if options.get("dedupe") else []
+    parts += ["benchmark text left out"] if options.get("decontaminate") else []
+    parts += ["shuffled"] if options.get("shuffle") else []
+    validation = options.get("validation")
+    if isinstance(validation, float):
+        parts.append(f"{100 * validation:.6g}% held out")
+    elif isinstance(validation, int):
+        parts.append(f"{validation:,} rows held out")
+    elif validation is not None:
+        parts.append(f"held out: {_ref(validation)}")
+    return parts
+
+
+_COPIES = {"exact": "copies", "near": "copies and near-copies"}
 
 
 def _options(resolved: ResolvedPlan, step: ResolvedStep) -> str:
     written = next((plan.options for plan in resolved.plan.steps if plan.name == step.name), {})
-    shown = {key: step.options.get(key, value) for key, value in written.items() if key not in ("data", "benchmarks")}
+    shown = {key: step.options.get(key, value) for key, value in written.items() if key not in _apart(step)}
     if step.kind in TRAINING_KINDS:
         shown.update({key: step.options[key] for key in ALWAYS_SHOWN if step.options.get(key) is not None})
     parts = [", ".join(benchmark.name for benchmark in step.benchmarks)] if step.benchmarks else []

@@ -229,7 +229,7 @@ def wanted_rows(validation: float | int, rows: int) -> int:
 
 def _permutation(count: int, seed: int) -> array[int]:
     order = array("Q", range(count))
-    random.Random(f"tunekit-shuffle-{seed}").shuffle(order)  # type: ignore[arg-type]  # takes any mutable sequence
+    random.Random(f"tunekit-shuffle-{seed}").shuffle(order)
     return order
 
 

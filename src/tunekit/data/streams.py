@@ -12,6 +12,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from tunekit.data.dataset import Dataset
 from tunekit.data.rows import RawRow
@@ -70,7 +71,7 @@ def stream(
     Raises:
         DataError: for a share of a stream without ``limit``, or a bad row among the held-out ones.
     """
-    make = {"shuffle": shuffle, "seed": seed, "identity": identity}
+    make: dict[str, Any] = {"shuffle": shuffle, "seed": seed, "identity": identity}
     if validation is None:
         return Streamed(dataset, filters, limit=limit, **make), None
     if isinstance(validation, float) and limit is None:
@@ -123,7 +124,8 @@ class Streamed(Dataset):
         self.limit = limit if limit is not None else base.limit
         self._base = base
         self._filters = filters
-        self._choice = {"shuffle": shuffle, "limit": limit, "seed": seed, "identity": identity, "skip": skip}
+        self._shuffle, self._seed, self._first, self._skip = shuffle, seed, limit, skip
+        self._identity = identity
         self._after = after
         self._read = 0
         self.left_out: tuple[LeftOut, ...] = ()
@@ -132,7 +134,7 @@ class Streamed(Dataset):
         """The chosen rows."""
         rules = [*self._filters(), *([self._after] if self._after is not None else [])]
         left_out = [LeftOut(rule.reason) for rule in rules]
-        limit, skip = self._choice["limit"], self._choice["skip"]
+        limit, skip = self._first, self._skip
         given = 0
         pairs = self._shuffled(self._filtered(rules, left_out))
         if self._after is not None:
@@ -168,10 +170,10 @@ class Streamed(Dataset):
                 out.add(raw.number, **match)
 
     def _shuffled(self, pairs: Iterator[tuple[RawRow, Row]]) -> Iterator[tuple[RawRow, Row]]:
-        if not self._choice["shuffle"]:
+        if not self._shuffle:
             yield from pairs
             return
-        draw = random.Random(f"tunekit-shuffle-{self._choice['seed']}")
+        draw = random.Random(f"tunekit-shuffle-{self._seed}")
         buffer = list(itertools.islice(pairs, BUFFER))
         for pair in pairs:
             index = draw.randrange(len(buffer))
@@ -202,7 +204,8 @@ class Streamed(Dataset):
         """Hash over the content of a file, else over the first :data:`STREAM_ROWS` rows, and the choice."""
         if self._fingerprint is None:
             content = self._base.fingerprint() if self._base.known_size() else _head_hash(self._base)
-            self._fingerprint = digest({"base": content, "stream": self._choice})
+            choice = [self._shuffle, self._seed, self._first, self._skip, self._identity]
+            self._fingerprint = digest({"base": content, "stream": choice})
         return self._fingerprint
 
     def describe(self) -> str:
