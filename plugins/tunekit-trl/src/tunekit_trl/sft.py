@@ -49,15 +49,19 @@ class SftTrainer:
             measured = course(trainer.state.log_history)
             del trainer
             gc.collect()
-        return hf.finish(
+        artifact = hf.finish(
             ctx,
             model,
             tokenizer,
             outcome=outcome,
-            probes=[rows[number]["input_ids"] for number in range(min(PROBES, len(rows)))],
+            probes=[rows[number]["input_ids"].tolist() for number in range(min(PROBES, len(rows)))],
             details={"data": facts.to_details()},
             metrics=measured,
         )
+        for store in (rows, held_out):
+            if store is not None:
+                store.discard()
+        return artifact
 
 
 def pad_id(tokenizer: Any) -> int:
