@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tunekit.data import load_dataset
+from tunekit.data import Format, load_dataset
 from tunekit.data import select as module
 from tunekit.data.dataset import Dataset
 from tunekit.data.select import select, shuffled, split
@@ -119,7 +119,14 @@ def _csv(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "write"), [("rows.jsonl", jsonl), ("rows.csv", _csv)])
+def _array(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "write"), [("rows.jsonl", jsonl), ("rows.csv", _csv), ("rows.json", _array), ("array.jsonl", _array)]
+)
 def test_large_files_give_the_same_rows_as_small_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Callable[..., Path]
 ) -> None:
@@ -139,6 +146,30 @@ def test_large_files_give_the_same_rows_as_small_ones(
     assert [next(passes[number % 2])["text"] for number in range(4)] == [
         texts(small.train)[0], texts(small.validation)[0], texts(small.train)[1], texts(small.validation)[1],
     ], "two passes at once do not disturb each other"  # fmt: skip
+
+
+def test_lines_that_give_several_rows_are_read_by_place_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line with ranked answers becomes several rows; each is on one side."""
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"p{number}", "answers": [f"a{number}", f"b{number}", f"c{number}"]} for number in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def several(row: dict[str, Any]) -> list[dict[str, Any]]:
+        count = 1 if row["prompt"] in ("p0", "p1") else 3
+        return [{"prompt": row["prompt"], "completion": answer} for answer in row["answers"][:count]]
+
+    form = Format(
+        name="several", schema="prompt_completion", columns=("prompt", "answers"), provider="x", convert=several
+    )
+
+    def read() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        train, held = split(load_dataset(path, format="several", formats=[form]), 6)
+        return list(train.rows()), list(held.rows())
+
+    small = read()
+    monkeypatch.setattr(module, "LARGE_BYTES", 10)
+    assert read() == small
+    assert [len(side) for side in small] == [50, 6]
 
 
 def test_a_file_that_changed_under_way_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

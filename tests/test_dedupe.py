@@ -8,13 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import data_plugin
 import pytest
+import toy_plugin
 
 from tunekit.data import load_dataset
 from tunekit.data.dedupe import THRESHOLD, Exact, Near, _Keys, _shingles, filters_for
 from tunekit.data.select import Selection, select
 from tunekit.data.text import normalized, words
 from tunekit.errors import MissingDependencyError
+from tunekit.events import Notice
+from tunekit.pipeline import Pipeline
+from tunekit.session import Session
 
 WORDS = "a quick brown fox jumps over the lazy dog while many small birds sing in old tall trees near that river bank"
 
@@ -128,3 +133,28 @@ def test_real_rows(shared_data: Path) -> None:
     assert (once.left_out[0].rows, once.left_out[0].examples[0]) == (14, {"row": 276, "same_as": 118})
     assert rows[275] == rows[117]
     assert list(chosen(rows * 2, "exact").train.rows()) == list(once.train.rows())
+
+
+def test_check_names_the_missing_package_before_anything_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    toy_plugin.write_model(tmp_path / "base", 1.0)
+    session = Session(plugins=[data_plugin], autoload=False)
+    pipeline = Pipeline(model=str(tmp_path / "base")).sft(data=[{"text": "x"}], dedupe="near")
+    assert pipeline.check(session=session) == []
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    [finding] = pipeline.check(session=session)
+    assert (finding.step, finding.code, finding.fix) == ("sft", "missing-package", 'pip install "tunekit[dedupe]"')
+
+
+def test_what_was_left_out_is_said_and_recorded(tmp_path: Path) -> None:
+    toy_plugin.write_model(tmp_path / "base", 1.0)
+    told: list[Any] = []
+    rows = [{"text": WORDS}, {"text": WORDS}, {"text": WORDS.upper()}, {"text": "else"}]
+    Pipeline(model=str(tmp_path / "base")).sft(data=rows, dedupe="near").run(
+        workdir=tmp_path / "w", session=Session(plugins=[data_plugin], autoload=False), on_event=told.append
+    )
+    assert [event.message for event in told if isinstance(event, Notice) and event.code.startswith("left-out")] == [
+        "left out of list: 1 row with the text of an earlier row (row 2: same as 1)",
+        "left out of list: 1 row with nearly the words of an earlier row (row 3: like 1, similarity 1.0)",
+    ]
+    facts = json.loads((tmp_path / "w" / "manifest.json").read_text())["data"]["sft"]
+    assert (facts["rows"], [out["reason"] for out in facts["left_out"]]) == (2, ["duplicate", "near-duplicate"])
