@@ -100,7 +100,7 @@ def test_the_reference_names_nothing_that_does_not_exist() -> None:
         "Helpers for components built on transformers": set(tunekit.plugins.hf.__all__),
         "Events": set(events.__all__),
         "Decorators": set(tunekit.plugins.__all__),
-        "Options": set(tunekit.plugins.TrainOptions.model_fields),
+        "Options": {*tunekit.plugins.SupervisedOptions.model_fields, *tunekit.plugins.DataRequest.__dataclass_fields__},
     }
     found = sections()
     for title, names in known.items():
@@ -135,7 +135,7 @@ def default_of(field: dataclasses.Field[Any]) -> str:
     return "required" if field.default is dataclasses.MISSING else f"`{field.default!r}`".replace("'", '"')
 
 
-@pytest.mark.parametrize("name", sorted(tunekit.plugins.TrainOptions.model_fields))
+@pytest.mark.parametrize("name", sorted(tunekit.plugins.SupervisedOptions.model_fields))
 def test_every_shared_option_stands_in_the_reference(name: str) -> None:
     assert re.search(rf"^\| `{name}` \|", sections()["Options"], re.M)
 
