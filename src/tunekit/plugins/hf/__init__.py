@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from tunekit.plugins.hf.saving import save_model as save_model
     from tunekit.plugins.hf.saving import strip_quantization as strip_quantization
     from tunekit.plugins.hf.silence import quiet as quiet
+    from tunekit.plugins.hf.perplexity import Perplexity as Perplexity
+    from tunekit.plugins.hf.perplexity import measure_perplexity as measure_perplexity
     from tunekit.plugins.hf.throughput import flops_per_token as flops_per_token
     from tunekit.plugins.hf.throughput import measured_peak as measured_peak
     from tunekit.plugins.hf.throughput import speed_metrics as speed_metrics
@@ -58,6 +60,7 @@ _WHERE = {
     "tunekit.plugins.hf.saving": ("count_parameters", "save_model", "strip_quantization"),
     "tunekit.plugins.hf.token_trainer": ("TokenTrainer",),
     "tunekit.storage": ("storage_errors",),
+    "tunekit.plugins.hf.perplexity": ("Perplexity", "measure_perplexity"),
     "tunekit.plugins.hf.throughput": ("flops_per_token", "measured_peak", "speed_metrics"),
     "tunekit.plugins.hf.token_shards": ("TokenRow",),
     "tunekit.plugins.hf.token_store": ("TokenStore", "token_key", "tokenizer_fingerprint"),
