@@ -48,7 +48,8 @@ class LoraAdapter:
         """The model with a fresh adapter on it: same output as before, since B starts at zero.
 
         Only the adapter is trainable; its weights are float32 whatever the base holds. The start values depend on
-        ``seed`` alone, and the caller's random state is left as it was.
+        ``seed`` alone, and the caller's random state is left as it was. Modules that ``model.tunekit_new_modules`` names,
+        such as the head of a classifier, are trained in full and saved with the adapter.
 
         Raises:
             OptionsError: for layer names that the model does not have.
@@ -151,6 +152,8 @@ class LoraAdapter:
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
             bias="none",
             trainable_token_indices=_new_tokens(model) if options.train_new_tokens else None,
+            # Layers that a trainer has just drawn hold nothing that a small update could build on.
+            modules_to_save=list(getattr(model, "tunekit_new_modules", ())) or None,
             task_type="CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
         )
         # Without this, PEFT imports every quantization library it finds, one after another, to ask whether a layer is

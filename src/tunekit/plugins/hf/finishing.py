@@ -181,13 +181,16 @@ def _as_loaded(model: Any) -> Any:
 
 
 def _logits(model: Any, probes: Sequence[Sequence[int]]) -> list[Any]:
-    """One float32 tensor on the CPU per probe; (tokens, vocabulary) for a causal model."""
+    """One float32 tensor on the CPU per probe: (tokens, vocabulary) of a language model, (classes,) of a classifier,
+    (tokens, tags) of a tagger, and the last hidden states, (tokens, hidden), of a body without a head."""
     import torch
 
     device = next(model.parameters()).device
     with torch.no_grad():
+        outputs = (model(input_ids=torch.tensor([list(ids)], device=device)) for ids in probes)
         return [
-            model(input_ids=torch.tensor([list(ids)], device=device)).logits[0].detach().float().cpu() for ids in probes
+            (made.logits if hasattr(made, "logits") else made.last_hidden_state)[0].detach().float().cpu()
+            for made in outputs
         ]
 
 

@@ -56,6 +56,9 @@ def folder_problems(path: Path) -> list[str]:
 def load_folder(path: Path, dtype: Any = None) -> LoadedModel:
     """The model and tokenizer in ``path``, on the default device, in evaluation mode.
 
+    The class is the one that wrote the folder: a causal or masked language model, a classifier, a tagger, or a body without
+    a head.
+
     Args:
         path: a folder as ``save_pretrained`` writes it. A GPTQ folder needs gptqmodel and optimum.
         dtype: type of the weights; None: :func:`compute_dtype`.
@@ -78,14 +81,18 @@ def load_folder(path: Path, dtype: Any = None) -> LoadedModel:
         guard = untouched_process()  # type: ignore[assignment]
     with quiet(), guard:
         try:
-            model, info = _model_class(config).from_pretrained(
-                path,
-                dtype=dtype or compute_dtype(),
-                local_files_only=True,
-                output_loading_info=True,
+            arguments: dict[str, Any] = {
+                "dtype": dtype or compute_dtype(),
+                "local_files_only": True,
+                "output_loading_info": True,
                 # Packed layers choose their kernels by device while they are made; the default would be the CPU.
-                device_map={"": default_device()} if method else None,
-            )
+                "device_map": {"": default_device()} if method else None,
+            }
+            model, info = _model_class(config).from_pretrained(path, **arguments)
+            missing = list(info.get("missing_keys", ()))
+            if missing and all(name.startswith("pooler.") for name in missing):
+                # An encoder that was saved from under a head that needs none.
+                model, info = _model_class(config).from_pretrained(path, add_pooling_layer=False, **arguments)
             from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -126,6 +133,9 @@ def _model_class(config: dict[str, Any]) -> Any:
         ("ForSequenceClassification", "AutoModelForSequenceClassification"),
         ("ForTokenClassification", "AutoModelForTokenClassification"),
         ("ForMaskedLM", "AutoModelForMaskedLM"),
+        ("ForPreTraining", "AutoModelForMaskedLM"),
+        ("LMHeadModel", "AutoModelForCausalLM"),
+        ("Model", "AutoModel"),
     ):
         if architecture.endswith(ending):
             return getattr(transformers, auto)
