@@ -20,6 +20,9 @@ __all__ = ["conll_rows", "looks_like_conll"]
 _TAG = re.compile(r"O|[BIESLUM]-\S+")
 """Tags of the schemes IOB, IOB2, BIOES and BILOU."""
 
+MAX_TOKENS = 1 << 20
+"""Tokens of the longest sentence that is read: without blank lines a file would be one row, however large."""
+
 _SNIFFED = 300
 """Lines that are looked at to tell a CoNLL file from a table or a text."""
 
@@ -38,6 +41,7 @@ def conll_rows(path: Path) -> Iterator[RawRow]:
     tokens: list[str] = []
     tags: list[str] = []
     problem: RowProblem | None = None
+    lost = False
 
     def sentence() -> RawRow:
         if problem is not None:
@@ -46,9 +50,11 @@ def conll_rows(path: Path) -> Iterator[RawRow]:
 
     for at, line in lines(path):
         if isinstance(line, str) and layout.separates(line):
-            if start:
+            if start and not lost:
                 yield sentence()
-            start, tokens, tags, problem = 0, [], [], None
+            start, tokens, tags, problem, lost = 0, [], [], None, False
+            continue
+        if lost:
             continue
         if not start and isinstance(line, str) and layout.is_comment(line):
             continue
@@ -68,7 +74,11 @@ def conll_rows(path: Path) -> Iterator[RawRow]:
         else:
             tokens.append(fields[0].strip())
             tags.append(fields[-1].strip())
-    if start:
+        if len(tokens) > MAX_TOKENS:
+            problem = RowProblem("tokens", f"are more than {MAX_TOKENS:,}", "put a blank line after each sentence")
+            yield sentence()
+            tokens, tags, lost = [], [], True
+    if start and not lost:
         yield sentence()
 
 
