@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from tunekit.preview import Preview
+    from tunekit.template import TemplateReport
 
-__all__ = ["html_view", "plain_text", "rich_view", "token_table"]
+__all__ = ["html_view", "plain_text", "report_view", "rich_view", "token_table"]
 
 NEW_LINE = "⏎"
 _TRAINED = ("bold green", "green")
@@ -165,6 +166,25 @@ def token_table(row: PreviewRow) -> RenderableType:
             *(Text(cell, style=style if at == 2 else "" if learned else _MASKED) for at, cell in enumerate(cells))
         )
     return table
+
+
+def report_view(report: TemplateReport) -> RenderableType:
+    """A template's report: a line per check, with what to do below."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"ok": "green", "note": "yellow", "problem": "bold red"}
+    table = Table.grid(padding=(0, 2))
+    for _ in range(2):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for check in report.checks:
+        body = Text(check.message)
+        if check.fix:
+            body.append(f"\n{check.fix}", style="cyan")
+        table.add_row(Text(check.level, style=colours[check.level]), Text(check.name), body)
+    return Group(Text(f"{report.model}: {report.template}", style="bold"), table)
 
 
 # ---------------------------------------------------------------- notebook

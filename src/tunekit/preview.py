@@ -128,6 +128,7 @@ def preview_plan(
     n: int = 3,
     workdir: str | os.PathLike[str] | None = None,
     scan: int = 1000,
+    known: tuple[Any, ModelFacts] | None = None,
 ) -> Preview:
     """Show what a step of ``plan`` learns.
 
@@ -139,6 +140,7 @@ def preview_plan(
         n: rows to show token by token.
         workdir: folder of a run of the plan, whose finished steps give their tokenizers.
         scan: rows to count; no more than these are read.
+        known: the tokenizer and the facts of the step's input, if they are at hand.
 
     Raises:
         CheckFailed: if names or options of the plan are wrong.
@@ -155,7 +157,7 @@ def preview_plan(
             )
     session = session or default_session()
     resolved = resolve(plan, session, objects)
-    return _Look(resolved, session, objects, workdir).at(_choose(resolved, step), n=n, scan=max(scan, n))
+    return _Look(resolved, session, objects, workdir, known).at(_choose(resolved, step), n=n, scan=max(scan, n))
 
 
 def _choose(resolved: ResolvedPlan, name: str | None) -> ResolvedStep:
@@ -189,12 +191,14 @@ class _Look:
         session: Session,
         objects: Mapping[str, Any],
         workdir: str | os.PathLike[str] | None,
+        known: tuple[Any, ModelFacts] | None,
     ) -> None:
         self.resolved = resolved
         self.session = session
         self.objects = objects
         self.workdir = Path(workdir) if workdir is not None else None
         self.steps = {step.name: step for step in resolved.steps}
+        self.known = known
         self.notes: list[str] = []
 
     def at(self, step: ResolvedStep, *, n: int, scan: int) -> Preview:
@@ -219,12 +223,11 @@ class _Look:
         own_seed = getattr(options, "seed", None)
         seed = self.resolved.seed if own_seed is None else int(own_seed)
         data, further = self._data(step, spec, options, seed)
-        known: list[tuple[Any, ModelFacts]] = []
 
         def tokenizer() -> tuple[Any, ModelFacts]:
-            if not known:
-                known.append(self._tokenizer(step))
-            return known[0]
+            if self.known is None:
+                self.known = self._tokenizer(step)
+            return self.known
 
         ctx = PreviewContext(
             step=step,

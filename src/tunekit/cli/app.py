@@ -10,8 +10,10 @@ import typer
 
 from tunekit.cli.command import Command, Debug, Json
 from tunekit.cli.exits import HELP, ExitCode
+from tunekit.cli.plans import PlanFile, read_pipeline
 from tunekit.cli.plugins import plugin_app, plugins_app
-from tunekit.errors import nearest
+from tunekit.cli.preview import register as register_preview
+from tunekit.cli.template import template_app
 
 if TYPE_CHECKING:
     from tunekit.events import Event
@@ -30,8 +32,8 @@ app = typer.Typer(
 
 app.add_typer(plugins_app, name="plugins")
 app.add_typer(plugin_app, name="plugin")
+app.add_typer(template_app, name="template")
 
-PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="Plan file, YAML or JSON.", show_default=False)]
 Workdir = Annotated[
     Path | None,
     typer.Option(help="Folder of the run. A run in the same folder again continues there.", show_default=False),
@@ -49,25 +51,6 @@ class ExplainFormat(StrEnum):
     text = "text"
     tree = "tree"
     json = "json"
-
-
-def _read_plan(path: Path) -> Pipeline:
-    """The pipeline of a plan file.
-
-    Raises:
-        typer.BadParameter: if there is no such file; names the nearest ones.
-    """
-    from tunekit.pipeline import Pipeline
-    from tunekit.planfile import read_plan
-
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path()
-        plans = [file for suffix in ("yaml", "yml", "json") for file in sorted(folder.glob(f"*.{suffix}"))]
-        close = nearest(path.name, [file.name for file in plans]) or tuple(file.name for file in plans[:3])
-        hint = f" Did you mean {' or '.join(str(folder / name) for name in close)}?" if close else ""
-        kind = "is a folder, not a plan file" if path.is_dir() else "does not exist"
-        raise typer.BadParameter(f"{path} {kind}.{hint}", param_hint="PLAN")
-    return Pipeline.from_plan(read_plan(path))
 
 
 def _run(
@@ -157,7 +140,7 @@ def run(
     """Run a plan file. Finished steps of an earlier run in the same folder are reused, an unfinished one continues."""
     command = Command(json=json, debug=debug)
     with command.errors():
-        pipeline = _read_plan(plan)
+        pipeline = read_pipeline(plan)
         _run(command, pipeline, workdir or Path("runs") / plan.stem, seed=seed, strict=strict, quiet=quiet)
 
 
@@ -170,7 +153,7 @@ def explain(
     """Say what a plan means: per step its input, how it trains, its component and version, every option."""
     command = Command(debug=debug)
     with command.errors():
-        typer.echo(_read_plan(plan).explain(format=format.value))
+        typer.echo(read_pipeline(plan).explain(format=format.value))
 
 
 @app.command(epilog=HELP)
@@ -182,7 +165,7 @@ def check(plan: PlanFile, strict: Strict = False, json: Json = False, debug: Deb
 
         from tunekit.cli import render
 
-        findings = _read_plan(plan).check(strict=strict)
+        findings = read_pipeline(plan).check(strict=strict)
         errors = sum(finding.level == "error" for finding in findings)
         code = ExitCode.PLAN if errors else ExitCode.OK
         if json:
@@ -197,6 +180,9 @@ def check(plan: PlanFile, strict: Strict = False, json: Json = False, debug: Deb
         else:
             command.out.print(render.findings_view(findings), highlight=False)
         raise typer.Exit(int(code))
+
+
+register_preview(app)
 
 
 @app.command(epilog=HELP)
