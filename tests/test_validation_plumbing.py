@@ -157,6 +157,8 @@ def test_a_killed_step_continues_with_the_same_split(base: str, tmp_path: Path) 
         ({"replay_data": "missing.jsonl"}, "missing-file", "Option 'replay_data': There is no data file missing.jsonl"),
         ({"replay_data": [{"text": 3}]}, "bad-row", "Option 'replay_data': list row 1: field 'text' is a number"),
         ({"validation": [{"prompt": "a", "chosen": "b", "rejected": "c"}]}, "wrong-shape", "Option 'validation': "),
+        ({"validation": 40}, "nothing-left", "nothing is left to train on when 40 of 40 rows are held out"),
+        ({"validation": 10, "limit": 10}, "nothing-left", "when 10 of 10 rows are held out"),
         ({"validation": 1.0}, "option-value", "a share of the rows is above 0 and below 1"),
         ({"validation": 0}, "option-value", "a number of rows is at least 1"),
         ({"validation": True}, "option-value", "data of its own"),

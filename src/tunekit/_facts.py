@@ -145,7 +145,7 @@ def _data_facts(data: Any) -> list[Fact]:
     if not isinstance(data, Mapping) or "rows" not in data:
         return []
     facts = []
-    text = f"{count(data['rows'])} rows"
+    text = f"{count(data['rows'])} rows" if data["rows"] is not None else "rows not counted"
     if data.get("trained_tokens") and data.get("tokens"):
         text += f", {count(data['trained_tokens'])} of {count(data['tokens'])} tokens trained ({data.get('train_on')})"
     facts.append(Fact("data", text))

@@ -41,6 +41,9 @@ HEAD = 10_000
 Notify = Callable[[str, str], None]
 """``notify(code, message)``."""
 
+Tick = Callable[[int, str], None]
+"""``tick(rows, name)``: so many rows of a data set were read."""
+
 
 @dataclass(kw_only=True)
 class StepData:
@@ -81,15 +84,22 @@ def main_request(ref: Any, spec: Any, options: Any) -> DataRequest:
     )
 
 
+def _shared(options: Any, base: str, name: str, default: Any = None) -> Any:
+    """An option of ``DataOptions`` or ``SupervisedOptions``; other options of the same name are the component's own."""
+    from tunekit.plugins import options as bases
+
+    return getattr(options, name) if isinstance(options, getattr(bases, base)) else default
+
+
 def validation_part(options: Any) -> float | int | None:
     """The share or number of rows to hold out; None without one."""
-    value = getattr(options, "validation", None)
+    value = _shared(options, "SupervisedOptions", "validation")
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def own_validation(spec: Any, options: Any) -> DataRequest | None:
     """How validation data of its own are to be opened: as the step's ``data``. None for a share, a number, or none."""
-    value = getattr(options, "validation", None)
+    value = _shared(options, "SupervisedOptions", "validation")
     if value is None or validation_part(options) is not None:
         return None
     from tunekit.plugins.options import DataRequest
@@ -186,7 +196,7 @@ def open_step(
     objects: Mapping[str, Any] = NO_OBJECTS,
     benchmarks: PlanBenchmarks | None = None,
     notify: Notify = lambda code, message: None,
-    tick: Callable[[], None] = lambda: None,
+    tick: Tick = lambda rows, name: None,
 ) -> StepData:
     """Open, select and split everything that a step reads.
 
@@ -202,7 +212,7 @@ def open_step(
         objects: things in memory by reference.
         benchmarks: those of the plan, for ``decontaminate``.
         notify: told what was left out.
-        tick: called every thousand rows; may raise.
+        tick: called every thousand rows with their number and the name of the data set; may raise.
 
     Raises:
         DataError: naming file, row and reason, or the option.
@@ -217,9 +227,9 @@ def open_step(
         return StepData(further=further, unread=tuple(asked for asked in further.values() if asked.counted is None))
     request = main_request(ref, spec, options)
     part, own = validation_part(options), own_validation(spec, options)
-    shuffle = bool(getattr(options, "shuffle", False))
-    dedupe = getattr(options, "dedupe", None)
-    decontaminate = bool(getattr(options, "decontaminate", False))
+    shuffle = bool(_shared(options, "DataOptions", "shuffle"))
+    dedupe = _shared(options, "DataOptions", "dedupe")
+    decontaminate = bool(_shared(options, "DataOptions", "decontaminate"))
     selects = shuffle or part is not None or dedupe is not None or decontaminate
     data = opened(replace(request, limit=None) if selects else request, session, objects)
     validation = None
@@ -257,7 +267,11 @@ def open_step(
         "seed": seed,
         "identity": digest(identity) if identity else "",
     }
-    endless = streams.is_endless(data, lambda rows: tick())
+
+    def read(rows: int) -> None:
+        tick(rows, data.name)
+
+    endless = streams.is_endless(data, read)
     if endless:
         notify("stream", _stream_text(data, shuffle, streams.STREAM_ROWS, streams.BUFFER))
     if endless or (not selects and select.is_large(data)):
@@ -266,7 +280,7 @@ def open_step(
             _read_through(train, tick)
         unread = (train,) if train.counted is None else ()
         return StepData(data=train, validation=validation or held, further=further, unread=(*unread, *late))
-    chosen = select.select(data, filters=filters(), tick=lambda rows: tick(), **choice)
+    chosen = select.select(data, filters=filters(), tick=read, **choice)
     _tell_bad_rows(chosen.train, notify)
     _tell_left_out(data, chosen.left_out, notify, chosen.conflicts)
     return StepData(
@@ -278,13 +292,13 @@ def open_step(
     )
 
 
-def _read_through(data: Dataset, tick: Callable[[], None]) -> None:
+def _read_through(data: Dataset, tick: Tick) -> None:
     from tunekit.data.select import is_large
 
     large = is_large(data)
     for number, _ in enumerate(data.rows(), 1):
         if number % 1000 == 0:
-            tick()
+            tick(number, data.name)
         if large and number >= HEAD:
             return
 

@@ -84,8 +84,17 @@ def prepare(
     objects: Mapping[str, Any],
     cancel: CancelToken,
     notify: Notify,
+    progress: Callable[[str, int, str], None] = lambda step, rows, name: None,
 ) -> list[Work]:
     """Open and validate every data set and compute every key, before a model is touched.
+
+    Args:
+        resolved: the plan.
+        session: plugins and settings.
+        objects: things in memory by reference.
+        cancel: looked at while rows are read.
+        notify: told what was left out.
+        progress: ``progress(step, rows, name)``: so many rows of a data set were read.
 
     Raises:
         DataError: naming file, row and reason.
@@ -94,23 +103,32 @@ def prepare(
     base = _base_fingerprint(resolved, session, objects)
     by_name: dict[str, Work] = {}
     benchmarks = PlanBenchmarks(resolved.steps, session)
+
+    def tick(step: str, rows: int, name: str) -> None:
+        cancel.raise_if_cancelled()
+        progress(step, rows, name)
+
     for step in resolved.steps:
         spec = session.spec(step.component)
         options = session.parse_options(step.component, step.options)
         own_seed = getattr(options, "seed", None)
         seed = resolved.seed if own_seed is None else int(own_seed)
         source = by_name[step.input] if step.input else None
-        read = open_step(
-            step.data,
-            spec,
-            options,
-            seed=seed,
-            session=session,
-            objects=objects,
-            benchmarks=benchmarks,
-            notify=partial(notify, step.name),
-            tick=cancel.raise_if_cancelled,
-        )
+        try:
+            read = open_step(
+                step.data,
+                spec,
+                options,
+                seed=seed,
+                session=session,
+                objects=objects,
+                benchmarks=benchmarks,
+                notify=partial(notify, step.name),
+                tick=partial(tick, step.name),
+            )
+        except TunekitError as error:
+            error.details.setdefault("step", step.name)
+            raise
         item = Work(
             step=step,
             spec=spec,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit._registry import Entry
-from tunekit._step_data import further_requests, named, opened, own_validation
+from tunekit._step_data import further_requests, named, opened, own_validation, validation_part
 from tunekit.errors import TunekitError, nearest
 from tunekit.plan import TRAINING_KINDS, AdapterPlan, Plan, ResolvedPlan, thaw
 from tunekit.plugins.protocols import Finding
@@ -21,6 +21,7 @@ from tunekit.resolve import DEFAULT_MODEL, Analysis, StepAnalysis, analyze_plan,
 from tunekit.session import NO_OBJECTS, OBJECT, Session, default_session
 
 if TYPE_CHECKING:
+    from tunekit.data import Dataset
     from tunekit.plugins.options import DataRequest
 
 __all__ = ["check_plan"]
@@ -260,11 +261,21 @@ def _data(analysis: Analysis) -> None:
             )
             brought = analysis.session.registry.get("format", dataset.format) if "/" in dataset.format else None
             if brought is None or _has_packages(analysis, step.name, brought):
-                dataset.peek(PEEK)
+                dataset.peek(PEEK + 1)
+                _enough_rows(valid, dataset)
         except TunekitError as error:
             if valid is None and (error.details.get("row") or error.details.get("field")):
                 continue  # how the rows are to be read is what is wrong
             _add_data_error(analysis, step, error)
+
+
+def _enough_rows(options: Any, dataset: Dataset) -> None:
+    """Whether rows are left to train on, where their number is known."""
+    from tunekit.data.select import nothing_to_train, wanted_rows
+
+    part, rows = validation_part(options), dataset.counted or dataset.quick_length()
+    if part is not None and rows is not None and wanted_rows(part, rows) >= rows:
+        raise nothing_to_train(dataset, wanted_rows(part, rows), rows, part)
 
 
 def _further_data(analysis: Analysis) -> None:

@@ -8,7 +8,7 @@ import os
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -217,6 +217,7 @@ class _Run:
             self.objects,
             self.cancel,
             lambda step, code, text: self.stream.emit(events.Notice, step, code=code, message=text),
+            self._reading(),
         )
         self._write_plan()
         self.provenance = Provenance(self.resolved, work, self.session)
@@ -240,6 +241,19 @@ class _Run:
         )
         self._write_report(result)
         return result
+
+    def _reading(self) -> Callable[[str, int, str], None]:
+        """Says once a second how far the reading of large data is."""
+        last = time.monotonic()
+
+        def read(step: str, rows: int, name: str) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= 1.0:
+                last = now
+                self.stream.emit(events.Progress, step, done=rows, total=None, unit="rows", label=f"reading {name}")
+
+        return read
 
     def _write_manifest(self) -> None:
         storage.write_json(self.path / "manifest.json", self.manifest)

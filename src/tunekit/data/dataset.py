@@ -180,6 +180,13 @@ class Dataset:
         """Bytes of the file as stored; 0 for what is in memory."""
         return self._size()
 
+    def quick_length(self) -> int | None:
+        """Rows that :meth:`rows` gives at most, where that is known without reading, as for a list; else None."""
+        length = self._raw.length()
+        if length is None or self.expands:
+            return None
+        return length if self.limit is None else min(length, self.limit)
+
     def known_size(self) -> bool:
         """Whether the source knows how large it is: a file, or a list. A generator does not, and may be endless."""
         return self._raw.size() is not None or self._raw.length() is not None

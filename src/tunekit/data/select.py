@@ -28,7 +28,18 @@ from tunekit.errors import DataError
 from tunekit.plan import digest
 from tunekit.storage import disk_errors
 
-__all__ = ["LARGE_BYTES", "LeftOut", "Selection", "derived", "is_large", "select", "shuffled", "split", "wanted_rows"]
+__all__ = [
+    "LARGE_BYTES",
+    "LeftOut",
+    "Selection",
+    "derived",
+    "is_large",
+    "nothing_to_train",
+    "select",
+    "shuffled",
+    "split",
+    "wanted_rows",
+]
 
 LARGE_BYTES = 64 << 20
 """Files above this size are not kept in memory, nor read through before training unless a selection needs it."""
@@ -185,7 +196,7 @@ def select(
         array("Q", (kept[index] for index in chosen if index in held)),
     )
     if not sides[0]:
-        raise _nothing_to_train(dataset, len(held), len(chosen), validation)
+        raise nothing_to_train(dataset, len(held), len(chosen), validation)
     made = [
         _Selected(dataset, rows, side, facts, part) for side, part in zip(sides, ("train", "validation"), strict=True)
     ]
@@ -255,7 +266,7 @@ def _hold_out(
         if last == 65536:
             break
         reached = len(held)  # copies took the places of others
-    raise _nothing_to_train(dataset, want, len(chosen), validation)
+    raise nothing_to_train(dataset, want, len(chosen), validation)
 
 
 def _lowest(keys: array[int], indices: list[int], want: int) -> tuple[set[int], list[tuple[int, int]]]:
@@ -287,7 +298,8 @@ def _nothing_left(dataset: Dataset, read: int, left_out: Sequence[LeftOut]) -> D
     )
 
 
-def _nothing_to_train(dataset: Dataset, held: int, rows: int, validation: float | int) -> DataError:
+def nothing_to_train(dataset: Dataset, held: int, rows: int, validation: float | int) -> DataError:
+    """The error for a split without a training side."""
     return DataError(
         f"{dataset.name}: nothing is left to train on when {held:,} of {rows:,} rows are held out.",
         code="nothing-left",
