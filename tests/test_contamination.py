@@ -11,7 +11,7 @@ import pytest
 import toy_plugin
 
 from tunekit.data import load_dataset
-from tunekit.data.contamination import Benchmarks, Decontaminate, contamination
+from tunekit.data.contamination import Benchmarks, Decontaminate, measure_contamination
 from tunekit.data.dedupe import Exact
 from tunekit.data.select import select
 from tunekit.errors import DataError
@@ -80,13 +80,15 @@ def test_chinese_needs_twice_as_many_characters() -> None:
 
 def test_the_report_counts_rows_and_items() -> None:
     rows = [{"text": "nothing"}, {"prompt": f"{QUESTION} {MIDDLE}", "completion": "ok"}, {"text": SHORT}]
-    found = contamination(rows, {"a": [QUESTION, MIDDLE], "b": [{"id": "x", "question": SHORT}, {"question": "What?"}]})
+    found = measure_contamination(
+        rows, {"a": [QUESTION, MIDDLE], "b": [{"id": "x", "question": SHORT}, {"question": "What?"}]}
+    )
     assert (found.rows, found.contaminated) == (3, (2, 3))
     assert found.items == {"a": ("0", "1"), "b": ("x",)}
     assert (found.share("a"), found.share("b")) == (1.0, 0.5)
     assert found.examples[1] == {"row": 3, "benchmark": "b", "item": "x", "words": "who wrote hamlet"}
     with pytest.raises(DataError, match="Item 0 of a is no question"):
-        contamination(rows, {"a": [{"text": "x"}]})
+        measure_contamination(rows, {"a": [{"text": "x"}]})
 
 
 def test_planted_questions_of_gsm8k_are_found_among_real_rows(shared_data: Path) -> None:
@@ -95,10 +97,10 @@ def test_planted_questions_of_gsm8k_are_found_among_real_rows(shared_data: Path)
     questions = [json.loads(line)["question"] for line in lines]
     alpaca = list(load_dataset(shared_data / "llamafactory" / "alpaca_en_demo.json").rows())
     planted = [{"text": f"### Problem\n{question}\n\n### Solution"} for question in questions]
-    found = contamination(planted, {"gsm8k": questions})
+    found = measure_contamination(planted, {"gsm8k": questions})
     assert len(found.contaminated) == found.sizes["gsm8k"] == 660
     assert found.share("gsm8k") == 1.0
-    assert contamination(alpaca, {"gsm8k": questions}).contaminated == ()
+    assert measure_contamination(alpaca, {"gsm8k": questions}).contaminated == ()
 
 
 # ---------------------------------------------------------------- in a plan

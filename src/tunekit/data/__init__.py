@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from tunekit._lazy import attach
 
 if TYPE_CHECKING:
+    from tunekit.data.contamination import Contamination as Contamination
+    from tunekit.data.contamination import measure_contamination as measure_contamination
     from tunekit.data.dataset import Dataset as Dataset
     from tunekit.data.formats import FORMAT_NAMES as FORMAT_NAMES
     from tunekit.data.formats import Format as Format
@@ -31,8 +33,11 @@ if TYPE_CHECKING:
     from tunekit.data.mixture import mix as mix
     from tunekit.data.schemas import CONVERSIONS as CONVERSIONS
     from tunekit.data.schemas import SCHEMAS as SCHEMAS
+    from tunekit.data.select import shuffled as shuffled
+    from tunekit.data.select import split as split
 
 _WHERE = {
+    "tunekit.data.contamination": ("Contamination", "measure_contamination"),
     "tunekit.data.dataset": ("Dataset",),
     "tunekit.data.formats": ("FORMAT_NAMES", "Format"),
     "tunekit.data.labels": ("label_counts", "label_names"),
@@ -41,6 +46,7 @@ _WHERE = {
     "tunekit.data.mixture": ("mix",),
     "tunekit.data.messages": ("as_messages", "is_messages", "plain_pair", "to_text"),
     "tunekit.data.schemas": ("CONVERSIONS", "SCHEMAS"),
+    "tunekit.data.select": ("shuffled", "split"),
 }
 
 __getattr__, __dir__, __all__ = attach(__name__, _WHERE)

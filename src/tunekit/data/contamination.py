@@ -21,7 +21,7 @@ from tunekit.errors import DataError
 if TYPE_CHECKING:
     from tunekit.data.dataset import Dataset
 
-__all__ = ["Benchmarks", "Contamination", "Overlap", "contamination"]
+__all__ = ["Benchmarks", "Contamination", "Overlap", "measure_contamination"]
 
 LONG = 13
 SHORT = 8
@@ -194,7 +194,7 @@ class Contamination:
         return len(self.items[benchmark]) / self.sizes[benchmark]
 
 
-def contamination(
+def measure_contamination(
     dataset: Dataset | Iterable[Mapping[str, Any]],
     benchmarks: Mapping[str, Iterable[str | Mapping[str, Any]]],
 ) -> Contamination:
