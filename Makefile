@@ -5,12 +5,14 @@
 # make clean   remove .venv, caches and runs
 #
 # PYTHON=python3.12 make test       another interpreter
+# PYTEST_FLAGS="-x -k sft" make test
+#                                   other flags for pytest; by default test files run side by side
 # PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" make demo
 #                                   further flags for pip; this one takes torch without CUDA, several gigabytes smaller
 
 PYTHON ?= python3
 PIP_FLAGS ?=
-PYTEST_FLAGS ?=
+PYTEST_FLAGS ?= -n logical --maxprocesses 8 --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,7 +28,7 @@ demo: $(VENV)/.ready
 	$(BIN)/tunekit demo
 
 test: lint
-	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest $(PYTEST_FLAGS)
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check
