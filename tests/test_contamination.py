@@ -70,6 +70,7 @@ def test_the_wording_that_a_benchmark_shares_does_not_count() -> None:
     few = index(*(f"{header} Item number {number}" for number in range(10)))
     assert few.overlap([header]) is not None
     assert index("Which is true?", "Which is true?").overlap(["Which is true?"]) is None, "no item of its own"
+    assert index("True or").overlap(["True or"]) is None, "two words are no question"
 
 
 def test_chinese_needs_twice_as_many_characters() -> None:

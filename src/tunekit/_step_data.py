@@ -440,11 +440,13 @@ def _items(step: ResolvedStep, job: BenchmarkJob) -> Iterator[tuple[str, list[st
     try:
         rows = job.benchmark.rows(job.source, {**options, "data": own, "limit": None})
         for number, row in enumerate(rows):
-            fields = [value for name, value in row.items() if name != "id" and isinstance(value, str)]
             request = job.benchmark.request(row)
-            question = request.parts[-1] if request.parts else request.context.removeprefix(request.prefix)
-            answers = [choice.strip() for choice in getattr(request, "choices", ())]
-            yield str(row.get("id", number)), [*fields, question], answers
+            asked = request.parts[-1] if request.parts else request.context.removeprefix(request.prefix)
+            fields = [value for name, value in row.items() if name != "id" and isinstance(value, str)]
+            # What is asked has words of its own around the question ("Answer:"); the field of the row has not.
+            question = max((text for text in fields if text.strip() and text in asked), key=len, default=asked)
+            answers = [*fields, *(choice.strip() for choice in getattr(request, "choices", ()))]
+            yield str(row.get("id", number)), [question, asked], answers
     except TunekitError:
         raise
     except Exception as error:

@@ -2,9 +2,10 @@
 
 A row is contaminated by a benchmark item if it holds 13 words in a row of the item's question or of one of its answers
 (Brown et al. 2020, arXiv:2005.14165, appendix C). Of a question of 8 to 12 words it must hold all of them in a row; a
-shorter one must be a whole field or line of the row. Words are compared in lower case without punctuation. A character
-of Chinese, Japanese or Korean text counts as half a word. Runs of words that more than 10 items of a benchmark share
-are its wording, not its content, and do not count (after the paper's rule for common n-grams).
+shorter one, of 3 words or more, must be a whole field or line of the row. Words are compared in lower case without
+punctuation. A character of Chinese, Japanese or Korean text counts as half a word. Runs of words that more than 10
+items of a benchmark share are its wording, not its content, and do not count (after the paper's rule for common
+n-grams).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ __all__ = ["Benchmarks", "Contamination", "Overlap", "measure_contamination"]
 
 LONG = 13
 SHORT = 8
+LEAST = 3
 COMMON = 10
 """Items of a benchmark that may share a run of words before it counts as the benchmark's wording."""
 
@@ -66,7 +68,8 @@ class Benchmarks:
                 the questions: that "four" is an answer contaminates nothing.
         """
         runs: dict[int, dict[int, int]] = {}
-        shared: dict[int, Counter[int]] = {}
+        more: dict[int, Counter[int]] = {}
+        """Length to run to the items that have it besides the first; most runs have one item only."""
         wholes: dict[str, int] = {}
         often: set[str] = set()
         count = 0
@@ -86,19 +89,21 @@ class Benchmarks:
                     start = hash(tuple(said[: SHORT * scale]))
                     self._starts.setdefault(start, []).append((number, said))
                     self._runs.setdefault(SHORT * scale, {})[start] = number
-                elif said:
+                elif len(said) >= LEAST * scale:
                     whole = " ".join(said)
                     if wholes.setdefault(whole, number) != number:
                         often.add(whole)
             for length, hashes in found.items():
-                counter = shared.setdefault(length, Counter())
                 known = runs.setdefault(length, {})
+                counter = more.setdefault(length, Counter())
                 for run in hashes:
-                    counter[run] += 1
-                    known.setdefault(run, number)
+                    if known.setdefault(run, number) != number:
+                        counter[run] += 1
         for length, known in runs.items():
-            kept = {run: number for run, number in known.items() if shared[length][run] <= COMMON}
-            self._runs.setdefault(length, {}).update(kept)
+            for run, others in more[length].items():
+                if others >= COMMON:
+                    del known[run]
+            self._runs.setdefault(length, {}).update(known)
         self._whole.update({whole: number for whole, number in wholes.items() if whole not in often})
         return count
 
