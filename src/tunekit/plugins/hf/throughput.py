@@ -177,9 +177,11 @@ def speed_metrics(
     length: float,
     causal: bool = True,
 ) -> dict[str, float]:
-    """``tokens_per_second`` (targets), ``input_tokens_per_second``, ``flops_per_token`` and ``mfu``, the share of
-    :func:`measured_peak` in the model's device and type that useful operations reach (Chowdhery et al. 2022,
-    arXiv:2204.02311, appendix B, but against what the machine was measured to do).
+    """Speed as metrics: tokens per second, and the share of the machine's peak that goes into useful work.
+
+    ``tokens_per_second`` (targets), ``input_tokens_per_second``, ``flops_per_token``, and ``mfu``, the share of
+    :func:`measured_peak` in the model's device and type (Chowdhery et al. 2022, arXiv:2204.02311, appendix B, but
+    against what the machine was measured to do).
 
     Args:
         model: the trained model, with its adapter if there is one.
