@@ -13,7 +13,12 @@ from tunekit.data.rows import Source
 from tunekit.data.schemas import SCHEMAS, SHAPES, conversion
 from tunekit.errors import DataError, nearest
 
-__all__ = ["Reading", "choose", "detect", "renaming"]
+__all__ = ["Reading", "choose", "detect", "renaming", "wrong_shape"]
+
+
+_TELLING = ("rating", "score", "scores", "reward", "feedback", "label", "rank", "stars", "quality", "upvotes",
+            "downvotes", "likes", "dislikes", "reactions")  # fmt: skip
+"""Columns that judge a row; where they are not used, the description of the data says so."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class Reading:
     """1: possible, 2: the data look like it."""
     rivals: str = ""
     """Readings of one name here exclude each other."""
+    unused: tuple[str, ...] = ()
+    """Columns with judgements that this reading does not use."""
 
     def note(self, given: Mapping[str, str]) -> str:
         """What of this reading was not said by the user, for the description of the data."""
@@ -35,7 +42,8 @@ class Reading:
             for field, column in self.columns.items()
             if field not in given
         ]
-        return "; ".join([*([", ".join(found)] if found else []), *([self.form.note] if self.form.note else [])])
+        unused = f"not used: {', '.join(self.unused)}" if self.unused else ""
+        return "; ".join(filter(None, (", ".join(found), self.form.note, unused)))
 
     def spelling(self) -> str:
         """The arguments that ask for this reading."""
@@ -115,6 +123,10 @@ def choose(
         for clash in clashes:
             if (accepts or not known) and conversion(clash.form.schema, tuple(accepts)):
                 raise _unclear(source, clash)
+    if known and not served:
+        # What says most of the data, for the error: a text with a number is more than a text.
+        form = min(known, key=lambda reading: (reading.form.schema == "text", -reading.level)).form
+        raise wrong_shape(source, form.schema, form.name, accepts, names)
     if known:
         return _best(source, known, served, accepts)
     return _plugin_reading(source, samples, names, accepts, given, formats)
@@ -123,11 +135,11 @@ def choose(
 def _best(source: Source, known: list[Reading], served: list[Reading], accepts: Sequence[str]) -> Reading:
     accepts = list(accepts)
     direct = [reading for reading in served if reading.form.schema in accepts]
-    pool = direct or served or known
+    pool = direct or served
     level = max(reading.level for reading in pool)
     pool = [reading for reading in pool if reading.level == level]
     rivals = [reading for reading in pool if reading.rivals and reading.rivals == pool[0].rivals]
-    if len(rivals) > 1 and served:
+    if len(rivals) > 1:
         raise DataError(
             f"{source.name} can be read as {' and as '.join(_shape(reading) for reading in rivals)}.",
             code="ambiguous-format",
@@ -138,20 +150,29 @@ def _best(source: Source, known: list[Reading], served: list[Reading], accepts: 
                 "spellings": [reading.form.id for reading in rivals],
             },
         )
-    labelled = [reading for reading in known if reading.rivals == "label" and reading.level == YES]
-    if pool[0].form.schema == "text" and accepts[:1] not in ([], ["text"]) and labelled:
-        # The step would rather have something else than text, and the data are more than text: most likely a mix-up.
-        kind = labelled[0].form
-        raise DataError(
-            f"{source.name} holds {kind.schema} rows ({kind.name}), which this step does not take.",
-            code="wrong-shape",
-            asked="rows of " + " or ".join(SHAPES.get(name, name) for name in accepts),
-            found=SHAPES[kind.schema],
-            fix=f"to train on the texts alone, write {pool[0].spelling()}; to train on the labels as answers, name the "
-            'columns of both: columns={"prompt": ..., "completion": ...}',
-            details={"file": str(source.path or source.name), "schema": kind.schema, "accepts": list(accepts)},
-        )
-    return pool[0]
+    first = pool[0]
+    kind = _says_more(first, known, accepts)
+    if kind is not None:
+        error = wrong_shape(source, kind.schema, kind.name, accepts)
+        error.fix = f"to read them as {first.form.schema} all the same, write {first.spelling()}; {error.fix}"
+        raise error
+    return first
+
+
+def _says_more(first: Reading, known: list[Reading], accepts: list[str]) -> Format | None:
+    """The format that reads what ``first`` would throw away: the verdict on an answer, the class of a text.
+
+    Answers that people called bad are not to be learned from. Texts with a class are plain text for a step that wants
+    nothing else; for one that takes text as a last resort they are most likely the wrong file.
+    """
+    if not accepts or first.rivals == "tree":
+        return None
+    more: tuple[str, ...] = ()
+    if first.form.schema in ("prompt_completion", "conversation", "text"):
+        more = ("feedback", "preference", "ranked")
+    if first.form.schema == "text" and accepts[0] != "text":
+        more += ("classification", "regression")
+    return next((one.form for one in known if one.form.schema in more and one.level == YES), None)
 
 
 def _shape(reading: Reading) -> str:
@@ -190,7 +211,8 @@ def _look(
     level = int(form.looks(renamed))
     if level == NO:
         return None
-    return Reading(form, columns, min(level, 1) if only_asked else level, form.rivals)
+    unused = tuple(name for name in _TELLING if name in names and name not in used)
+    return Reading(form, columns, min(level, 1) if only_asked else level, form.rivals, unused)
 
 
 def _columns(
@@ -309,6 +331,42 @@ def _plugin_reading(
 
 
 # Errors
+
+
+def wrong_shape(
+    source: Source, schema: str, name: str, accepts: Sequence[str], columns: Sequence[str] = ()
+) -> DataError:
+    """The error for rows that the step cannot use.
+
+    Args:
+        source: where the rows come from.
+        schema: their shape.
+        name: their format.
+        accepts: shapes the step takes.
+        columns: columns of the data, to say which could be meant.
+    """
+    hint = f"use data of the shape {SHAPES.get(accepts[0], accepts[0])}"
+    answers = {"prompt_completion", "conversation"} & set(accepts)
+    if schema in ("preference", "feedback", "ranked") and answers:
+        hint += "; to train on some of the answers only, select them and pass rows with prompt and completion"
+    if schema in ("classification", "regression") and answers:
+        hint = (
+            'to train on the labels as answers, say which column is which: columns={"prompt": ..., "completion": ...}'
+        )
+    rating = next((column for column in ("rating", "score", "feedback", "reward") if column in columns), None)
+    if schema == "prompt_completion" and "feedback" in accepts and rating:
+        hint = (
+            f"write true or false into the column {rating!r}, or into another one and name it, "
+            'columns={"label": ...}: where good ends on its scale is for you to say'
+        )
+    return DataError(
+        f"{source.name} holds {schema} rows ({name}), which this step does not take.",
+        code="wrong-shape",
+        asked="rows of " + " or ".join(SHAPES.get(shape, shape) for shape in accepts),
+        found=SHAPES.get(schema, schema),
+        fix=hint,
+        details={"file": str(source.path or source.name), "schema": schema, "accepts": list(accepts)},
+    )
 
 
 def _unclear(source: Source, clash: _Clash) -> DataError:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunekit.data.messages import normalize_messages
+from tunekit.data.messages import normalize_messages, without_nulls
 from tunekit.data.rows import RowProblem, clean_text, kind_of
 
 __all__ = [
@@ -38,7 +38,9 @@ NO, YES = 0, 2
 """How well sample rows fit: not at all, and as data of this format look. Between them, 1: they can be read so, if the
 step asks for such rows."""
 
-JUDGED = ("chosen", "rejected", "label", "kto_tag", "ranks")
+JUDGED = ("chosen", "rejected", "label", "kto_tag", "ranks", "thumb", "thumbs", "thumbs_up", "thumbs_down", "vote",
+          "verdict", "is_good", "desirable", "emojis")  # fmt: skip
+"""Columns beside a question and an answer that say whether the answer is good: such rows are not all to be learned."""
 TREE = ("replies", "parent_id", "message_id")
 
 
@@ -102,14 +104,23 @@ def need(row: Row, name: str) -> Any:
 
 def tools_of(row: Row) -> Row:
     """The tools of a row, to be put into the made one; nothing if it has none."""
-    return {"tools": row["tools"]} if row.get("tools") else {}
+    return {"tools": _tidy(row["tools"], "tools")} if row.get("tools") else {}
+
+
+def _tidy(value: Any, name: str) -> Any:
+    if isinstance(value, str):
+        return value
+    try:
+        return without_nulls(value)
+    except RecursionError:
+        raise RowProblem(name, "is nested too deeply") from None
 
 
 def keep(*names: str) -> Callable[[Row], Row]:
-    """The columns as they are, and the tools."""
+    """The columns as they are, without nulls inside, and the tools."""
 
     def convert(row: Row) -> Row:
-        return {name: need(row, name) for name in names} | tools_of(row)
+        return {name: _tidy(need(row, name), name) for name in names} | tools_of(row)
 
     return convert
 

@@ -11,6 +11,7 @@ from typing import Any
 from tunekit.data.formats_base import (
     JUDGED,
     NO,
+    YES,
     Columns,
     Format,
     Row,
@@ -33,7 +34,11 @@ _HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _ASKED: Columns = {"prompt": ("instruction question query", "input")}
 _PAIR: Columns = {**_ASKED, "response": ("answer output completion reply",)}
 _MANY: Columns = {**_ASKED, "completions": ("responses answers outputs replies candidates",)}
-_VERDICT = ("thumb thumbs thumbs_up_down vote feedback verdict kto_tag is_good is_helpful desirable", "rating score")
+_VERDICT = (
+    "thumb thumbs thumbs_up_down vote feedback verdict kto_tag is_good is_helpful desirable",
+    "rating",
+    "?score",
+)
 
 _GOOD = ("true", "yes", "y", "up", "thumbs_up", "thumbs up", "thumbsup", "good", "like", "liked", "positive",
          "accept", "accepted", "desirable", "helpful", "\N{THUMBS UP SIGN}", "1", "+1", "1.0")  # fmt: skip
@@ -224,7 +229,10 @@ def _judged(row: Row) -> bool:
 def _binary(rows: Sequence[Row]) -> int:
     """Whether the verdicts are of two kinds: beside -1, a 0 is no opinion, and nobody knows what it is beside 2."""
     values = {str(row.get("label")).strip().removesuffix(".0").lstrip("+") for row in rows}
-    return NO if "-1" in values and "0" in values else mostly(_judged)(rows)
+    if "-1" in values and "0" in values:
+        return NO
+    # Only ones may be the start of a scale, or of data that were filtered.
+    return min(mostly(_judged)(rows), 1 if values == {"1"} else YES)
 
 
 def _pair(row: Row) -> Row:

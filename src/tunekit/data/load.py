@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.data.dataset import Dataset, canonical_converter, empty_error
-from tunekit.data.detection import Reading, choose, renaming
+from tunekit.data.detection import Reading, choose, renaming, wrong_shape
 from tunekit.data.folders import FilesSource, folder_files, glob_files, has_magic, open_files
 from tunekit.data.formats import FORMAT_NAMES, FORMATS, Format, by_name, guarded
 from tunekit.data.hub import hub_ref, hub_source, looks_like_hub_id, saved_source
@@ -16,7 +16,7 @@ from tunekit.data.mixture import is_mix, open_mix
 from tunekit.data.objects import object_source
 from tunekit.data.readers import SUFFIXES, TEXT_RULES, FileSource, file_kind
 from tunekit.data.rows import RawRow, RowProblem, Source, row_error
-from tunekit.data.schemas import SCHEMAS, SHAPES, Change, conversion
+from tunekit.data.schemas import SCHEMAS, Change, conversion
 from tunekit.errors import AmbiguousNameError, DataError, nearest
 
 __all__ = ["canonical_dataset", "find_format", "load_dataset", "looks_like_hub_id"]
@@ -79,7 +79,7 @@ def load_dataset(
         )
     rule = None if wanted is None or wanted.provider else str(format).rpartition("/")[2]
     source = _open(ref, rule, _header(columns), streaming)
-    head = _head(source)
+    head = _head(source, on_bad_row)
     reading = _reading(source, head, accepts, wanted, dict(columns or {}), formats)
     form = reading.form
     if isinstance(source, FilesSource):
@@ -317,13 +317,17 @@ def _missing(path: Path, text: str) -> DataError:
     )
 
 
-def _head(source: Source) -> list[RawRow]:
-    """The first rows.
+def _head(source: Source, on_bad_row: str = "error") -> list[RawRow]:
+    """The first rows, no further than to the one that ends every pass; what follows that may be long.
 
     Raises:
         DataError: if there are none.
     """
-    head = list(itertools.islice(source.rows(), _SAMPLE))
+    head: list[RawRow] = []
+    for row in itertools.islice(source.rows(), _SAMPLE):
+        head.append(row)
+        if row.problem is not None and on_bad_row == "error":
+            break
     if not head:
         raise empty_error(source)
     return head
@@ -368,14 +372,4 @@ def _shape(source: Source, form: Format | _Canonical, accepts: tuple[str, ...]) 
     found = conversion(form.schema, accepts)
     if found is not None:
         return found
-    hint = f"use data of the shape {SHAPES.get(accepts[0], accepts[0])}"
-    if form.schema in ("preference", "feedback") and {"prompt_completion", "conversation"} & set(accepts):
-        hint += "; to train on some of the answers only, select them and pass rows with prompt and completion"
-    raise DataError(
-        f"{source.name} holds {form.schema} rows ({form.name}), which this step does not take.",
-        code="wrong-shape",
-        asked="rows of " + " or ".join(SHAPES.get(name, name) for name in accepts),
-        found=SHAPES.get(form.schema, form.schema),
-        fix=hint,
-        details={"file": str(source.path or source.name), "schema": form.schema, "accepts": list(accepts)},
-    )
+    raise wrong_shape(source, form.schema, form.name, accepts)

@@ -9,7 +9,15 @@ from typing import Any
 from tunekit.data.rows import RowProblem, clean_text, kind_of
 from tunekit.plan import thaw
 
-__all__ = ["as_messages", "is_messages", "normalize_messages", "normalize_tools", "plain_pair", "to_text"]
+__all__ = [
+    "as_messages",
+    "is_messages",
+    "normalize_messages",
+    "normalize_tools",
+    "plain_pair",
+    "to_text",
+    "without_nulls",
+]
 
 _CALLING = ("function_call", "function_calls", "tool_call", "tool_calls")
 _ROLES = {
@@ -103,13 +111,14 @@ def _content(message: Mapping[str, Any]) -> str:
     return str(content)
 
 
-def normalize_messages(value: Any, field: str) -> list[dict[str, Any]]:
+def normalize_messages(value: Any, field: str, *, keep_nulls: bool = False) -> list[dict[str, Any]]:
     """Canonical messages out of OpenAI (``role``, ``content``) or ShareGPT (``from``, ``value``) ones.
 
     Roles become ``system``, ``developer``, ``user``, ``assistant`` or ``tool``. A ``function_call`` turn becomes an
     assistant message with ``tool_calls``; text parts become a string; reasoning parts go to ``reasoning_content``.
-    Keys that are null are left out, also inside the arguments of calls and the schemas of tools: columnar files add
-    every key that any row has to all rows. Arguments and tools that are JSON text keep theirs.
+    Keys that are null are left out, also inside the arguments of calls: columnar files add every key that any row has
+    to all rows. Arguments that are JSON text keep theirs, and with ``keep_nulls`` all arguments do: those of rows that
+    were read already.
 
     Raises:
         RowProblem: naming the message.
@@ -121,16 +130,16 @@ def normalize_messages(value: Any, field: str) -> list[dict[str, Any]]:
     if not value:
         raise RowProblem(field, "is an empty list of messages")
     try:
-        return [_message(item, f"{field}[{number}]") for number, item in enumerate(value)]
+        return [_message(item, f"{field}[{number}]", keep_nulls) for number, item in enumerate(value)]
     except RecursionError:
         raise RowProblem(field, _DEEP) from None
 
 
-def _message(item: Any, field: str) -> dict[str, Any]:
+def _message(item: Any, field: str, keep_nulls: bool) -> dict[str, Any]:
     if type(item) is dict and len(item) == 2 and _is_plain(item.get("role"), item.get("content")):
         # Nearly every message: canonical already.
         return {"role": item["role"], "content": clean_text(item["content"], field, empty=True)}
-    message = _shaped(item, field)
+    message = _shaped(item, field, keep_nulls)
     if len(message) > 2:
         _storable(message, field)
     return message
@@ -148,10 +157,11 @@ def _storable(value: Any, field: str) -> None:
         raise RowProblem(field, f"holds something that is not JSON in UTF-8 ({str(error)[:80]})") from None
 
 
-def _shaped(item: Any, field: str) -> dict[str, Any]:
+def _shaped(item: Any, field: str, keep_nulls: bool) -> dict[str, Any]:
     if not isinstance(item, Mapping):
         raise RowProblem(field, f"is {kind_of(item)}, not a message")
-    raw = {str(key): thaw(part) for key, part in item.items() if part is not None}
+    plain = thaw if keep_nulls else without_nulls
+    raw = {str(key): plain(part) for key, part in item.items() if part is not None}
     sharegpt = "role" not in raw and "from" in raw
     speaker = raw.pop("from" if sharegpt else "role", None)
     if not isinstance(speaker, str):
@@ -212,8 +222,7 @@ def _parts(parts: list[Any], field: str) -> tuple[str, dict[str, Any]]:
 
 
 def _calls(value: Any, field: str) -> list[dict[str, Any]]:
-    written = isinstance(value, str)
-    if written:
+    if isinstance(value, str):
         value = _json(value, field, "has a function call that is not JSON")
     calls = value if isinstance(value, list) else [value]
     made: list[dict[str, Any]] = []
@@ -227,8 +236,6 @@ def _calls(value: Any, field: str) -> list[dict[str, Any]]:
             arguments = {}
         if isinstance(arguments, str):
             arguments = _json(arguments, field, "has function arguments that are not JSON") if arguments.strip() else {}
-        elif not written:
-            arguments = _without_nulls(arguments)
         if not isinstance(arguments, Mapping):
             raise RowProblem(field, f"has function arguments that are {kind_of(arguments)}, not an object")
         made_call: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": thaw(arguments)}}
@@ -243,6 +250,8 @@ def _calls(value: Any, field: str) -> list[dict[str, Any]]:
 def normalize_tools(value: Any, field: str = "tools") -> list[dict[str, Any]] | None:
     """Tool schemas as ``[{"type": "function", "function": {...}}]``, out of a list or its JSON text; None if none.
 
+    Nulls stay; :func:`without_nulls` takes them out of what a columnar file gives.
+
     Raises:
         RowProblem: if they are something else.
     """
@@ -250,7 +259,7 @@ def normalize_tools(value: Any, field: str = "tools") -> list[dict[str, Any]] | 
         tools = _json(value, field, "is text that is no JSON") if value.strip() else None
     else:
         try:
-            tools = thaw(_without_nulls(value))
+            tools = thaw(value)
         except RecursionError:
             raise RowProblem(field, _DEEP) from None
     if tools is None:
@@ -269,12 +278,15 @@ def normalize_tools(value: Any, field: str = "tools") -> list[dict[str, Any]] | 
     return made or None
 
 
-def _without_nulls(value: Any) -> Any:
-    """Objects without the keys that are null, at any depth; nulls in lists stay."""
+def without_nulls(value: Any) -> Any:
+    """Plain dicts and lists without the keys that are null, at any depth; nulls in lists stay.
+
+    Arrow gives each object of a column all keys that any object there has. Raises RecursionError as deep JSON does.
+    """
     if isinstance(value, Mapping):
-        return {str(key): _without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
-        return [_without_nulls(item) for item in value]
+        return [without_nulls(item) for item in value]
     return value
 
 

@@ -101,7 +101,7 @@ def _prompt_completion(row: Mapping[str, Any]) -> Row:
 
 
 def _conversation(row: Mapping[str, Any]) -> Row:
-    messages = normalize_messages(row["messages"], "messages")
+    messages = normalize_messages(row["messages"], "messages", keep_nulls=True)
     if not any(message["role"] == "assistant" and _says_something([message]) for message in messages):
         raise RowProblem("messages", "has no assistant message with content, so the row has nothing to train on")
     return {"messages": messages}
@@ -242,7 +242,7 @@ def _score(value: Any) -> float:
 def _prompt(value: Any) -> str | list[dict[str, Any]]:
     if isinstance(value, str):
         return clean_text(value, "prompt")
-    messages = normalize_messages(value, "prompt")
+    messages = normalize_messages(value, "prompt", keep_nulls=True)
     if messages[-1]["role"] == "assistant":
         raise RowProblem("prompt", "ends with an assistant message; the answer belongs in another field")
     return messages
@@ -253,7 +253,7 @@ def _reply(value: Any, field: str, prompt: str | list[dict[str, Any]]) -> str | 
         return clean_text(value, field, empty=True)
     if isinstance(value, Mapping):
         value = [value]
-    messages = normalize_messages(value, field)
+    messages = normalize_messages(value, field, keep_nulls=True)
     start = as_messages(prompt)
     if len(messages) > len(start) and messages[: len(start)] == start:
         messages = messages[len(start) :]  # UltraFeedback repeats the prompt in chosen and rejected
