@@ -237,18 +237,19 @@ class _Look:
             further_data=further,
             shown=n,
             _tokenizer=tokenizer,
+            _note=self.notes.append,
         )
-        return self._scan(step, data, _guarded(show, ctx, step), n=n, scan=scan)
+        return self._scan(step, data, ctx, _guarded(show, ctx, step), n=n)
 
-    def _scan(self, step: ResolvedStep, data: Dataset, found: Iterator[PreviewRow], *, n: int, scan: int) -> Preview:
+    def _scan(
+        self, step: ResolvedStep, data: Dataset, ctx: PreviewContext, found: Iterator[PreviewRow], *, n: int
+    ) -> Preview:
         totals = LabelTotals()
         rows: list[PreviewRow] = []
         shown: set[int] = set()
-        seen: set[int] = set()
         problems: list[PreviewProblem] = []
         untrained = 0
         for row in found:
-            seen.add(row.number)
             if row.problem:
                 untrained += row.code == "no-targets"
                 problem = PreviewProblem(
@@ -269,7 +270,11 @@ class _Look:
             if row.number in shown or len(shown) < n:
                 shown.add(row.number)
                 rows.append(row)
-        complete = len(seen) < scan
+        # A preview that stopped by itself read enough; one that came to the end was given everything.
+        read = ctx.data.counted
+        complete = read is not None and (
+            ctx.data.limit is None or read < ctx.data.limit or data.limit == ctx.data.limit
+        )
         if not totals.rows:
             if problems:
                 raise _bad(data, problems[0], all_rows=len(problems))

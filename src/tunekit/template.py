@@ -182,7 +182,7 @@ class _Doctor:
         self.add(
             "vocabulary",
             "problem",
-            f"the tokenizer has {tokens:,} tokens and the model {rows:,} embeddings: rows with one of the others cannot "
+            f"the tokenizer has {tokens:,} tokens and the model {rows:,} embeddings: rows with one of them cannot "
             "be trained on",
             "use the model's own tokenizer, or model.resize_token_embeddings(len(tokenizer)) and save both",
         )

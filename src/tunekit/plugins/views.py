@@ -182,6 +182,7 @@ class PreviewContext:
     """Examples that are shown token by token. Of later ones only the counts are, so that turns and roles need not be
     found."""
     _tokenizer: Callable[[], tuple[Any, ModelFacts]] = field(repr=False)
+    _note: Callable[[str], None] = field(default=lambda text: None, repr=False)
 
     def tokenizer(self) -> tuple[Any, ModelFacts]:
         """Tokenizer of the step's input model, and what is known of that model. No weights are read.
@@ -190,3 +191,7 @@ class PreviewContext:
             ArtifactError: if it cannot be had, such as that of a step that has not run yet.
         """
         return self._tokenizer()
+
+    def note(self, text: str) -> None:
+        """Tell the user a fact about the preview, such as in what the run will differ from it."""
+        self._note(text)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tunekit.plugins import StepContext
 
-__all__ = ["BlockDataset", "TokenFile", "collate", "tokens_for"]
+__all__ = ["BlockDataset", "TokenFile", "collate", "document_rows", "tokens_for"]
 
 IGNORE = -100
 """Label of positions without a target."""
@@ -159,6 +159,15 @@ class _Documents:
                 fix="use the model's own tokenizer, or extend the model's vocabulary first",
             )
         return ids
+
+
+def document_rows(texts: list[str], tokenizer: Any, vocabulary: int | None) -> list[hf.TokenRow | DataError]:
+    """Texts as documents: what the tokenizer makes of each, and one end-of-text token.
+
+    Raises:
+        DataError: code ``vocabulary`` for a token that a model of ``vocabulary`` embeddings has none for.
+    """
+    return _Documents(tokenizer, vocabulary)(texts)
 
 
 def tokens_for(steps: int, rows: int, length: int) -> int:

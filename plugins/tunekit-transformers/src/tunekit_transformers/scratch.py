@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from tunekit.plugins import StepContext
     from tunekit_transformers.options import PretrainOptions
 
-__all__ = ["new_model", "own_tokenizer"]
+__all__ = ["corpus_tokenizer", "new_model", "own_tokenizer"]
 
 _NOT_SHAPE = ("architectures", "_name_or_path", "transformers_version", "dtype", "torch_dtype", "auto_map")
 
@@ -31,10 +32,25 @@ def own_tokenizer(ctx: StepContext, options: PretrainOptions, *, masked: bool) -
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if options.tokenizer not in KINDS:
         return given_tokenizer(options.tokenizer)
-    assert ctx.data is not None and options.vocab_size is not None
+    assert ctx.data is not None
     ctx.progress(0, None, "tokens", "training the tokenizer")
+    sample = bounded_sample(texts(ctx, ctx.data), options.tokenizer_sample, ctx.seed)
+    tokenizer, _ = corpus_tokenizer(sample, options, masked=masked)
+    aside = Path(f"{folder}.partial")
+    with hf.storage_errors(folder):
+        shutil.rmtree(aside, ignore_errors=True)
+        tokenizer.save_pretrained(aside)
+        aside.rename(folder)
+    return tokenizer
+
+
+def corpus_tokenizer(sample: Sequence[str], options: PretrainOptions, *, masked: bool) -> tuple[Any, bool]:
+    """A tokenizer trained on ``sample``, or the one that the options name; and whether it was trained."""
+    if options.tokenizer not in KINDS:
+        return given_tokenizer(options.tokenizer), False
+    assert options.vocab_size is not None
     tokenizer = train_tokenizer(
-        bounded_sample(texts(ctx, ctx.data), options.tokenizer_sample, ctx.seed),
+        sample,
         options.vocab_size,
         options.context,
         kind=options.tokenizer,
@@ -43,12 +59,7 @@ def own_tokenizer(ctx: StepContext, options: PretrainOptions, *, masked: bool) -
         special_tokens=options.special_tokens,
         masked=masked,
     )
-    aside = Path(f"{folder}.partial")
-    with hf.storage_errors(folder):
-        shutil.rmtree(aside, ignore_errors=True)
-        tokenizer.save_pretrained(aside)
-        aside.rename(folder)
-    return tokenizer
+    return tokenizer, True
 
 
 def new_model(options: PretrainOptions, tokenizer: Any, seed: int, *, masked: bool) -> Any:
