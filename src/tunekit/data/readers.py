@@ -363,13 +363,27 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
         with parquet.ParquetFile(path) as stream:
             facts = stream.metadata
             stored = sum(facts.row_group(group).total_byte_size for group in range(facts.num_row_groups))
-            each = stored // max(1, facts.num_rows) + 1
+            each = max(1, stored // max(1, facts.num_rows))  # a damaged file may state anything
             for batch in stream.iter_batches(batch_size=max(1, min(1024, MAX_ROW // each))):
-                for value in batch.to_pylist():
+                for row in _batch_rows(batch):
                     number += 1
-                    yield RawRow(number, value)
-    except (pyarrow.ArrowException, OSError) as error:
+                    row.number = number
+                    yield row
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise data_error(path, f"is no Parquet file, or is damaged after row {number} ({str(error)[:120]})") from error
+
+
+def _batch_rows(batch: Any) -> Iterator[RawRow]:
+    try:
+        yield from (RawRow(0, value) for value in batch.to_pylist())
+        return
+    except (ValueError, OverflowError):
+        pass  # text that is no UTF-8, a date outside the calendar: find the rows
+    for index in range(batch.num_rows):
+        try:
+            yield RawRow(0, batch.slice(index, 1).to_pylist()[0])
+        except (ValueError, OverflowError) as error:
+            yield RawRow(0, problem=RowProblem("", f"cannot be read: {str(error)[:120]}"))
 
 
 # Plain text
