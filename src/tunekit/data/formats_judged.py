@@ -24,6 +24,7 @@ from tunekit.data.formats_base import (
     reply,
     tools_of,
 )
+from tunekit.data.formats_labelled import number_of
 from tunekit.data.messages import is_messages, normalize_messages
 from tunekit.data.rows import RowProblem, clean_text, kind_of
 
@@ -228,11 +229,11 @@ def _judged(row: Row) -> bool:
 
 def _binary(rows: Sequence[Row]) -> int:
     """Whether the verdicts are of two kinds: beside -1, a 0 is no opinion, and nobody knows what it is beside 2."""
-    values = {str(row.get("label")).strip().removesuffix(".0").lstrip("+") for row in rows}
-    if "-1" in values and "0" in values:
+    values = {None if isinstance(row.get("label"), bool) else number_of(row.get("label")) for row in rows}
+    if {-1, 0} <= values:
         return NO
     # Only ones may be the start of a scale, or of data that were filtered.
-    return min(mostly(_judged)(rows), 1 if values == {"1"} else YES)
+    return min(mostly(_judged)(rows), 1 if values == {1} else YES)
 
 
 def _pair(row: Row) -> Row:

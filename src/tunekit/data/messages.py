@@ -152,7 +152,7 @@ def _is_plain(role: Any, content: Any) -> bool:
 def _storable(value: Any, field: str) -> None:
     """Refuse what cannot be written as JSON in UTF-8: other types, and halves of surrogate pairs."""
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise RowProblem(field, f"holds something that is not JSON in UTF-8 ({str(error)[:80]})") from None
 

@@ -61,8 +61,10 @@ def _kind(values: Sequence[Any]) -> str:
     """``class`` (few short values), ``count class`` (few whole numbers), ``count``, ``measure``, ``word``, ``text``."""
     if not values:
         return ""
+    if not all(isinstance(value, str | int | float) for value in values):
+        return ""
     numbers = [number_of(value) for value in values]
-    few = 2 * len({str(value) for value in values}) <= len(values)
+    few = 2 * len(set(values)) <= len(values)
     if all(number is not None for number in numbers):
         written = any(isinstance(value, float) or (isinstance(value, str) and "." in value) for value in values)
         if written or any(number is not None and not number.is_integer() for number in numbers):

@@ -107,7 +107,10 @@ def kind_of(value: Any) -> str:
     if isinstance(value, bool):
         return f"a boolean ({value})"
     if isinstance(value, int | float):
-        return f"a number ({value!r:.40})"
+        try:
+            return f"a number ({value!r:.40})"
+        except ValueError:
+            return "a number of thousands of digits"
     if isinstance(value, str):
         return "text"
     if isinstance(value, dict):

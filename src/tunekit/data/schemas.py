@@ -195,7 +195,8 @@ def _whole(value: Any, field: str) -> int:
             value = float(value)
         except ValueError:
             raise RowProblem(field, f"is {value!r:.40}, not a whole number") from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1 or math.isinf(value):
+    whole = value.is_integer() if isinstance(value, float) else isinstance(value, int) and not isinstance(value, bool)
+    if not whole:
         raise RowProblem(field, f"is {kind_of(value)}; ranks are whole numbers, the lower the better")
     return int(value)
 
@@ -289,7 +290,8 @@ def _label(value: Any) -> bool:
         return bool(value)
     if isinstance(value, str) and value.strip().lower() in ("true", "false", "0", "1"):
         return value.strip().lower() in ("true", "1")
-    raise RowProblem("label", f"is {kind_of(value)} {value!r:.40}; a label is true or false")
+    shown = f" {value!r:.40}" if isinstance(value, str) else ""
+    raise RowProblem("label", f"is {kind_of(value)}{shown}; a label is true or false")
 
 
 def _pair_to_conversation(row: Row) -> Row:
