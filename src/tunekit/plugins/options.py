@@ -162,10 +162,14 @@ class SupervisedOptions(TrainOptions):
             )
         return value
 
+    def _validated(self) -> bool:
+        """Whether rows are held out. Options that hold them out elsewhere than by ``validation`` override it."""
+        return self.validation is not None
+
     @model_validator(mode="after")
     def _validation_for_what_needs_it(self) -> Self:
         asked = [name for name in ("validate_every", "keep_best", "early_stopping") if getattr(self, name)]
-        if asked and self.validation is None:
+        if asked and not self._validated():
             raise ValueError(
                 f"{' and '.join(asked)} measure{'s' * (len(asked) == 1)} on held-out data, and validation is not "
                 "given: validation=0.05 holds out a share of the rows"
