@@ -15,9 +15,11 @@ import data_plugin
 import pytest
 import toy_plugin
 
+from tunekit._step_data import open_step
 from tunekit.errors import CheckFailed, DataError
 from tunekit.events import Notice
 from tunekit.pipeline import Pipeline
+from tunekit.plugins import Options
 from tunekit.session import Session
 
 ROWS = [{"text": f"line number {number}"} for number in range(40)]
@@ -200,3 +202,19 @@ def test_explain_says_which_rows_are_used(session: Session, base: str) -> None:
     )
     assert "a.jsonl, 500 rows held out" in shown[1]
     assert "a.jsonl, held out: list_iterator in memory" in shown[2]
+
+
+class OwnOptions(Options):
+    """A component's own options that happen to be called like those of the core."""
+
+    data: Any = None
+    shuffle: bool = True
+    validation: str = "strict"
+    dedupe: str = "by-id"
+
+
+def test_options_of_a_components_own_are_left_to_it() -> None:
+    made = open_step(ROWS, None, OwnOptions(), seed=0, session=Session(plugins=[], autoload=False))
+    assert made.data is not None
+    assert list(made.data.rows()) == ROWS
+    assert made.validation is None
