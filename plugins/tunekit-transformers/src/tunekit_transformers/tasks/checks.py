@@ -34,8 +34,8 @@ def check_tasks(plan: Any) -> Iterator[Finding]:
                 level="error",
                 step=step.name,
                 code="needs-language-model",
-                message=f"Step {step.name} needs a model that writes text ({_NEEDS_TEXT[step.kind]}), and would start from "
-                f"{found}.",
+                message=f"Step {step.name} needs a model that writes text ({_NEEDS_TEXT[step.kind]}), and would start "
+                f"from {found}.",
                 fix=f'{step.kind}(input="...") with a step whose model writes text'
                 + (f", or put it before {source}" if before else ""),
             )

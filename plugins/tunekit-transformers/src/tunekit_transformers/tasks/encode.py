@@ -29,8 +29,8 @@ class Encoded:
     kind: str
     rows: list[dict[str, Any]] = field(default_factory=list)
     """``input_ids`` and, where the model has segments, ``token_type_ids``: int32 arrays, (tokens,); ``labels``: class
-    number, score, or int64 array (tokens,). Tags also have ``sentence``, and ``positions`` and ``words``: where in the row
-    the word of that number begins. Cosine scores have ``pair``: the other text as such a row."""
+    number, score, or int64 array (tokens,). Tags also have ``sentence``, and ``positions`` and ``words``: where in the
+    row the word of that number begins. Cosine scores have ``pair``: the other text as such a row."""
     truth: list[Any] = field(default_factory=list)
     """Per data row: the class, the tags, or the score."""
     cut_rows: int = 0

@@ -62,7 +62,8 @@ def prepare_padding(model: Any, tokenizer: Any) -> None:
     rows = int(model.get_input_embeddings().weight.shape[0])
     if tokenizer.pad_token_id >= rows:
         raise StepError(
-            f"The padding token {tokenizer.pad_token!r} has the id {tokenizer.pad_token_id}, and the model {rows} embeddings.",
+            f"The padding token {tokenizer.pad_token!r} has the id {tokenizer.pad_token_id}; the model has {rows} "
+            "embeddings.",
             code="no-pad-token",
             fix="use a padding token that the model knows, such as tokenizer.pad_token = tokenizer.eos_token",
         )
@@ -118,9 +119,9 @@ def bare_head(config: Any, kind: str, dtype: Any) -> tuple[Any, str]:
 def with_head(model: Any, kind: str, labels: Sequence[str], seed: int, *, keep: bool = True) -> tuple[Any, bool]:
     """The model with a head for the task, and whether the head is new.
 
-    The weights of the body are those of ``model``, which gives them away. A head that fits already is kept. A new one is
-    drawn from ``seed``; the global random state is left as it was. ``tunekit_new_modules`` of the result names what is new,
-    for adapters to train in full.
+    The weights of the body are those of ``model``, which gives them away. A head that fits already is kept. A new one
+    is drawn from ``seed``; the global random state is left as it was. ``tunekit_new_modules`` of the result names what
+    is new, for adapters to train in full.
 
     Args:
         model: a ``transformers`` model with or without a head.
@@ -217,17 +218,18 @@ def _output_layer(model: Any) -> Any:
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     base = plain.base_model_prefix
     for name, module in plain.named_modules():
-        if isinstance(module, torch.nn.Linear) and module.out_features == 1 and not name.startswith(f"{base}."):
-            # Beside the copy that an adapter trains lies the frozen original.
-            if ".original_module" not in f".{name}":
-                found = module
+        # Beside the copy that an adapter trains lies the frozen original.
+        frozen = name.startswith(f"{base}.") or ".original_module" in f".{name}"
+        if isinstance(module, torch.nn.Linear) and module.out_features == 1 and not frozen:
+            found = module
     if found is None:
         raise StepError(f"{type(plain).__name__} has no linear layer that gives a score.", code="no-head")
     return found
 
 
 def scale_of(model: Any, scores: Sequence[float], standardize: bool) -> Scale:
-    """The scale that scores are learned in. A head without bias cannot shift its output: its scores are only divided."""
+    """The scale that scores are learned in. A head without bias cannot shift its output: its scores are only
+    divided."""
     if not standardize:
         return Scale()
     mean = sum(scores) / len(scores) if _output_layer(model).bias is not None else 0.0
@@ -303,8 +305,8 @@ class CosineModel(_Composite):
 class MultitaskModel(_Composite):
     """One body and a head per task.
 
-    Each head is an ordinary ``transformers`` model that has given its own body away, so that every architecture computes its
-    outputs as it always does. State names: ``body...`` and ``heads.task_<name>...``.
+    Each head is an ordinary ``transformers`` model that has given its own body away, so that every architecture
+    computes its outputs as it always does. State names: ``body...`` and ``heads.task_<name>...``.
 
     Args:
         body: the shared body.
@@ -332,7 +334,7 @@ class MultitaskModel(_Composite):
 
     def head_parameters(self) -> Iterator[Any]:
         """The parameters outside of the body."""
-        return self.heads.parameters()
+        yield from self.heads.parameters()
 
     def forward(self, task: str, **inputs: Any) -> Any:
         """The output of one task's model."""

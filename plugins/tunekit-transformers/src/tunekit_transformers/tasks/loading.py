@@ -81,7 +81,9 @@ class TaskModel:
     def logits(self, inputs: Sequence[Any], pairs: Any = None, *, batch_size: int = 32) -> list[np.ndarray[Any, Any]]:
         """Outputs per row: (classes,), (1,), or (words, tags); of a sentence in windows, one array per window."""
         data = self._encode(self._rows(inputs, pairs))
-        return predict(self.model, self._task, data, self.tokenizer.pad_token_id, batch_size)[0]
+        outputs: list[np.ndarray[Any, Any]]
+        outputs, _, _ = predict(self.model, self._task, data, self.tokenizer.pad_token_id, batch_size)
+        return outputs
 
     def evaluate(self, rows: Iterable[Mapping[str, Any]], *, batch_size: int = 32) -> dict[str, Any]:
         """The metrics of the task on canonical rows (a list, or a ``tunekit.data.Dataset``): see ``metrics``."""
@@ -224,7 +226,7 @@ def write_tasks(folder: Path, records: Mapping[str, Any], models: Mapping[str, A
         return
     from safetensors.torch import save_file
 
-    weights = {}
+    weights: dict[str, Any] = {}
     for name, model in models.items():
         made[name]["config"] = json.loads(model.config.to_json_string(use_diff=False))
         weights |= {f"{name}.{key}": value.detach().cpu().contiguous() for key, value in model.state_dict().items()}

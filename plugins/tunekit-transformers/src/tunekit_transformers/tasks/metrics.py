@@ -52,8 +52,8 @@ def classification_report(true: Sequence[str], predicted: Sequence[str], labels:
     """Accuracy, precision, recall and F1 of classes.
 
     ``precision``, ``recall`` and ``f1`` are means over the classes that occur in ``true`` or ``predicted`` (macro);
-    ``..._micro`` counts all decisions together, which for one class per row equals the accuracy; ``f1_weighted`` weights
-    classes by their rows. A class that is never predicted has precision 0, one that never occurs recall 0.
+    ``..._micro`` counts all decisions together, which for one class per row equals the accuracy; ``f1_weighted``
+    weights classes by their rows. A class that is never predicted has precision 0, one that never occurs recall 0.
 
     Args:
         true: right class of each row; one that the model does not know counts as never predicted.
@@ -93,8 +93,9 @@ def tagging_report(
 ) -> dict[str, Any]:
     """Precision, recall and F1 of entities, and accuracy of tags.
 
-    An entity counts as found if its type and both of its ends are right. Tags are read strictly as IOB2: an entity begins
-    with ``B-``; an ``I-`` that continues nothing is no entity. ``precision``, ``recall`` and ``f1`` count all entities
+    An entity counts as found if its type and both of its ends are right. Tags are read strictly as IOB2: an entity
+    begins with ``B-``; an ``I-`` that continues nothing is no entity. ``precision``, ``recall`` and ``f1`` count all
+    entities
     together (micro); ``f1_macro`` is the mean over the types. As seqeval's ``mode="strict", scheme=IOB2``.
 
     Args:

@@ -35,13 +35,13 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 
 class _Classes(Options):
-    labels: tuple[str, ...] | None = None
+    labels: list[str] | None = None
     """The classes or tags in the order of the model's outputs. None: those of the training rows, sorted."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
     class_weights: Literal["balanced"] | dict[str, float] | None = None
-    """Factor of the loss by class or tag. ``balanced``: rows / (classes * rows of the class), as in scikit-learn. The sum
-    of the weighted losses is divided by the number of targets."""
+    """Factor of the loss by class or tag. ``balanced``: rows / (classes * rows of the class), as in scikit-learn. The
+    sum of the weighted losses is divided by the number of targets."""
 
     @model_validator(mode="after")
     def _labels_are_classes(self) -> Self:
@@ -62,13 +62,14 @@ class _Tags(_Classes):
 
 class _Scores(Options):
     pooling: Literal["head", "cosine"] = "head"
-    """``head``: text (and pair) are read together and the model's head gives the score. ``cosine``, pairs only: each text is
-    read alone, and the score is the cosine of the mean token vectors, scaled to ``score_range``; for models that were
-    made for sentence similarity."""
-    score_range: tuple[float, float] | None = None
+    """``head``: text (and pair) are read together and the model's head gives the score. ``cosine``, pairs only: each
+    text is read alone, and the score is the cosine of the mean token vectors, scaled to ``score_range``; for models
+    that were made for sentence similarity."""
+    score_range: list[float] | None = Field(default=None, min_length=2, max_length=2)
     """``cosine`` only: scores that stand for cosine 0 and 1. None: the lowest and highest of the training rows."""
     standardize: bool = True
-    """Learn scores minus their mean, divided by their standard deviation. The saved model gives scores as in the data."""
+    """Learn scores minus their mean, divided by their standard deviation. The saved model gives scores as in the
+    data."""
 
     @model_validator(mode="after")
     def _range(self) -> Self:
@@ -90,21 +91,12 @@ class _TaskOptions(SupervisedOptions):
     """Warm-up: a share of all steps below 1, a number of steps from 1."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay."""
-    packing: Literal[False] = False  # type: ignore[assignment]
+    packing: Literal[False] = False
     """Not for these tasks: an example has one target for all of its tokens."""
     early_stopping: int | None = Field(default=None, ge=1, json_schema_extra={"unit": "measurements"})
     """Stop after this many measurements that were not better by ``metric_for_best``."""
     keep_best: bool = False
     """Hand on the weights that were best by ``metric_for_best`` in place of the last ones."""
-
-    @model_validator(mode="after")
-    def _measured(self) -> Self:
-        if self._validated() or not (self.keep_best or self.early_stopping):
-            return self
-        raise ValueError("keep_best and early_stopping need validation=, such as validation=0.1")
-
-    def _validated(self) -> bool:
-        return self.validation is not None
 
     def resolve(self, *, adapter: str | None) -> Self:
         """Fill in the learning rate."""
@@ -157,8 +149,8 @@ class NerOptions(_OneTask, _Tags):
     task: ClassVar[str] = "ner"
 
     metric_for_best: Literal["loss", "f1", "precision", "recall", "accuracy", "f1_macro"] = "loss"
-    """Which number of the validation rows says what is better. ``f1``, ``precision`` and ``recall`` count whole entities
-    (micro), as seqeval's strict mode does."""
+    """Which number of the validation rows says what is better. ``f1``, ``precision`` and ``recall`` count whole
+    entities (micro), as seqeval's strict mode does."""
 
 
 class RegressionOptions(_OneTask, _Scores):
@@ -219,8 +211,8 @@ class MultitaskOptions(_TaskOptions):
     """Options of ``post_pretrain(task={...})``: several tasks that share one body, with a head each.
 
     A micro-batch holds rows of one task. The loss of an optimizer step is the mean over its micro-batches of the task's
-    weight times the task's mean loss in that step. The learning rate is 5e-5 for full training and 5e-4 through an adapter
-    unless given.
+    weight times the task's mean loss in that step. The learning rate is 5e-5 for full training and 5e-4 through an
+    adapter unless given.
     """
 
     tasks: dict[str, Task] = Field(min_length=1)

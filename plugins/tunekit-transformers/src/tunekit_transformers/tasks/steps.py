@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import random
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tunekit.data import label_counts
+from tunekit.data import label_counts, split
 from tunekit.errors import DataError, OptionsError, nearest
 from tunekit.plugins import hf
 from tunekit_transformers.tasks import heads, metrics
@@ -227,7 +226,8 @@ class _Setup:
     def score_range(self) -> tuple[float, float]:
         """Scores that stand for cosine 0 and 1."""
         if self.options.score_range is not None:
-            return tuple(self.options.score_range)  # type: ignore[return-value]
+            low, high = self.options.score_range
+            return low, high
         scores = [row["score"] for _, row in self.rows["train"]]
         if min(scores) == max(scores):
             raise DataError("All scores are equal; there is nothing to learn.", code="one-score", found=str(scores[0]))
@@ -337,22 +337,14 @@ def _parts(ctx: StepContext, name: str, entry: Any) -> tuple[dict[str, Any], dic
     for part in ("validation", "test"):
         if f"{name}.{part}" in ctx.further_data:
             source[part] = ctx.further_data[f"{name}.{part}"]
-    rows = {part: list(data.read()) for part, data in source.items()}
     share = entry.validation
     if isinstance(share, int | float) and not isinstance(share, bool):
-        whole = rows["train"]
-        count = round(share * len(whole)) if share < 1 else int(share)
-        if not 0 < count < len(whole):
-            raise DataError(
-                f"Task {name!r}: validation={share} of {len(whole)} rows leaves none to train on or to measure.",
-                code="validation-size",
-                fix="validation=0.1",
-            )
-        held = set(random.Random(ctx.seed).sample(range(len(whole)), count))
-        source["validation"] = source["train"]
-        rows["validation"] = [row for number, row in enumerate(whole) if number in held]
-        rows["train"] = [row for number, row in enumerate(whole) if number not in held]
-    return source, rows
+        whole = source["train"]
+        source["train"], source["validation"] = split(whole, share, ctx.seed)
+        copies = len(whole) - len(source["train"]) - len(source["validation"])
+        if copies:
+            ctx.notice("left-out-held-out-copy", f"{name}: left out {copies:,} rows with the text of a held-out row")
+    return source, {part: list(data.read()) for part, data in source.items()}
 
 
 def _without_cache(model: Any) -> None:

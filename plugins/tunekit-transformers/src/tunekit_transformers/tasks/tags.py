@@ -21,8 +21,8 @@ def is_entities(tags: Iterable[str]) -> bool:
 def to_bio(tags: Sequence[str]) -> list[str]:
     """The same entities in BIO: each begins with ``B-`` and goes on with ``I-``.
 
-    ``E-``, ``L-`` and ``M-`` become ``I-``; ``S-`` and ``U-`` become ``B-``. An inside tag that does not continue an entity
-    of its type begins one, as in IOB1 (Tjong Kim Sang & Veenstra 1999).
+    ``E-``, ``L-`` and ``M-`` become ``I-``; ``S-`` and ``U-`` become ``B-``. An inside tag that does not continue an
+    entity of its type begins one, as in IOB1 (Tjong Kim Sang & Veenstra 1999).
     """
     made = []
     before = "O"

@@ -44,10 +44,11 @@ class TaskData:
 class TaskBatches:
     """Micro-batches of an epoch: rows of one task and of similar length each. A ``batch_sampler``.
 
-    An item is ``(task, row, counts)``; ``counts`` is False for a row that is only there so that all processes do the same
-    number of steps. The order depends on ``seed`` and the epoch alone, and every epoch has the same number of batches.
-    ``accumulation`` micro-batches of a task stand next to each other, so that an optimizer step is of one task as far as it
-    comes out even.
+    An item is ``(task, row, counts)``; ``counts`` is False for a row that is only there so that all processes do the
+    same number of steps. The order depends on ``seed`` and the epoch alone, and every epoch has the same number of
+    batches.
+    ``accumulation`` micro-batches of a task stand next to each other, so that an optimizer step is of one task as far
+    as it comes out even.
 
     Args:
         lengths: tokens of the rows of each task.
@@ -92,9 +93,9 @@ class TaskBatches:
             batches = [(task, rows) for rows in self._stream(task, self.epoch * count, count)]
             groups += [batches[at : at + self.accumulation] for at in range(0, len(batches), self.accumulation)]
         # Short groups last: before a full one they would shift all that follow out of step.
-        order = sorted(
-            draw.permutation(len(groups)).tolist(), key=lambda number: len(groups[number]) < self.accumulation
-        )
+        whole = self.accumulation * (self.batch_size if self.max_tokens is None else 1)
+        sizes = [sum(len(rows) if self.max_tokens is None else 1 for _, rows in group) for group in groups]
+        order = sorted(draw.permutation(len(groups)).tolist(), key=lambda number: sizes[number] < whole)
         batches = [batch for number in order for batch in groups[number]]
         for task, rows in batches[self.rank :: self.world]:
             yield [(task, row, True) for row in rows]
@@ -176,9 +177,9 @@ class _Rows:
 def collate(rows: Sequence[Mapping[str, Any]], kind: str, pad: int) -> dict[str, torch.Tensor]:
     """Rows as one batch, padded on the right to the longest.
 
-    ``input_ids``, ``attention_mask`` (absent if no row is padded), ``token_type_ids`` where rows have them: (rows, tokens)
-    int64; for pairs that are read apart the same with ``pair_``; ``labels``: (rows,) int64 classes or float32 scores, or
-    (rows, tokens) int64 tags with -100 where nothing is learned.
+    ``input_ids``, ``attention_mask`` (absent if no row is padded), ``token_type_ids`` where rows have them: (rows,
+    tokens) int64; for pairs that are read apart the same with ``pair_``; ``labels``: (rows,) int64 classes or float32
+    scores, or (rows, tokens) int64 tags with -100 where nothing is learned.
     """
     batch = _padded(rows, pad, "")
     if rows and "pair" in rows[0]:
@@ -241,9 +242,9 @@ def loss_sum(task: TaskData, logits: Any, labels: Any, *, plain: bool = False) -
     return loss, int((labels != IGNORED).sum())
 
 
-class TaskTrainer(Trainer):  # type: ignore[misc]
-    """``transformers.Trainer`` for :class:`TaskData`: the loss of each task is a mean over the targets of a whole optimizer
-    step, whatever the micro-batches are.
+class TaskTrainer(Trainer):
+    """``transformers.Trainer`` for :class:`TaskData`: the loss of each task is a mean over the targets of a whole
+    optimizer step, whatever the micro-batches are.
 
     Args:
         tasks: one, or several for a model that takes ``task=``.
@@ -332,7 +333,9 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
         if self.many:
             numbers["eval_loss"] = total
         self.log(numbers)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics=numbers)
+        state: Any = self.state
+        control: Any = getattr(self, "control")  # noqa: B009
+        self.control = self.callback_handler.on_evaluate(self.args, state, control, metrics=numbers)
         return numbers
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -342,12 +345,12 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
             return None
 
 
-class _Loader(torch.utils.data.DataLoader):  # type: ignore[type-arg]
+class _Loader(torch.utils.data.DataLoader):
     """A loader that hands the epoch on to its batch sampler."""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order."""
-        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        self.batch_sampler.set_epoch(epoch)
 
 
 @torch.no_grad()
@@ -431,11 +434,11 @@ class _AlreadyStopped(Exception):
     """The checkpoint is one of a training that had stopped early."""
 
 
-class Measuring(TrainerCallback):  # type: ignore[misc]
+class Measuring(TrainerCallback):
     """When held-out rows are measured, which weights were best, and when to stop.
 
-    All that it knows comes from the trainer's log, which every checkpoint holds: a resumed training decides as one that was
-    not interrupted.
+    All that it knows comes from the trainer's log, which every checkpoint holds: a resumed training decides as one
+    that was not interrupted.
 
     Args:
         options: of the step.
