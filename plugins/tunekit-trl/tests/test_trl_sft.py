@@ -16,15 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import SFTConfig, SFTTrainer
 
 from tunekit.cancel import CancelToken
 from tunekit.errors import DataError, StepError
 from tunekit.plugins import LoadedModel
-from tunekit_peft.adapter import LoraAdapter
 from tunekit_peft.options import LoraOptions
 from tunekit_trl.options import SftOptions
 from tunekit_trl.plugin import tunekit_trainers
@@ -63,51 +60,6 @@ def run(
         cancel=cancel,
     )
     return SftTrainer().run(ctx), events, ctx
-
-
-def plain_trl(folder: Path, lora: LoraOptions | None, **arguments: Any) -> list[float]:
-    """Losses of TRL's own trainer on the same rows in its own conversational format."""
-    rows = [
-        {
-            "prompt": [{"role": "user", "content": row["prompt"]}],
-            "completion": [{"role": "assistant", "content": row["completion"]}],
-        }
-        for row in driver.PAIRS
-    ]
-    model = driver.tiny_model()
-    if lora is not None:
-        model = LoraAdapter(lora).attach(model, seed=7)
-    trainer = SFTTrainer(
-        model,
-        args=SFTConfig(
-            output_dir=str(folder),
-            use_cpu=True,
-            bf16=False,
-            report_to=[],
-            gradient_checkpointing=False,
-            logging_steps=1,
-            save_strategy="no",
-            seed=7,
-            data_seed=7,
-            num_train_epochs=2,
-            learning_rate=2e-3,
-            disable_tqdm=True,
-            **arguments,
-        ),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=driver.byte_tokenizer(),
-    )
-    trainer.train()
-    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
-
-
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_losses_equal_those_of_trl(lora: LoraOptions | None, tmp_path: Path) -> None:
-    artifact, events, _ = run(tmp_path / "ours", lora=lora)
-    reference = plain_trl(tmp_path / "trl", lora, per_device_train_batch_size=4)
-    assert len(events.losses) == len(reference) == 8
-    assert events.losses == pytest.approx(reference, abs=1e-5)
-    assert artifact.metrics["loss"] == pytest.approx(reference[-1], abs=1e-5)
 
 
 def test_full_training_learns_and_says_what_it_did(tmp_path: Path) -> None:
