@@ -16,6 +16,7 @@ import pytest
 import toy_plugin
 
 from tunekit._step_data import open_step
+from tunekit._stream import History, read_metrics
 from tunekit.errors import CheckFailed, DataError
 from tunekit.events import Notice
 from tunekit.pipeline import Pipeline
@@ -218,3 +219,17 @@ def test_options_of_a_components_own_are_left_to_it() -> None:
     assert made.data is not None
     assert list(made.data.rows()) == ROWS
     assert made.validation is None
+
+
+def test_the_history_keeps_training_and_validation_loss_of_one_step(tmp_path: Path) -> None:
+    """T33: entries of steps that run again are replaced, those of the same step in the same run are not."""
+    path = tmp_path / "metrics.jsonl"
+    history = History(path)
+    for step in (1, 2):
+        history.record(step, {"loss": float(step)})
+    history.record(2, {"eval_loss": 5.0})
+    assert read_metrics(path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 5.0}]
+    resumed = History(path)
+    resumed.record(2, {"loss": 3.0})
+    resumed.record(2, {"eval_loss": 4.0})
+    assert read_metrics(path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 3.0}, {"step": 2, "eval_loss": 4.0}]

@@ -96,18 +96,22 @@ class EventStream:
 
 
 class History:
-    """A step's ``metrics.jsonl``. After a resume, entries of optimizer steps that run again are replaced."""
+    """A step's ``metrics.jsonl``. After a resume, entries of optimizer steps that run again are replaced.
+
+    An optimizer step may have several entries, such as one of the training loss and one of the validation loss.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._entries = read_metrics(path)
         self._last = max((entry["step"] for entry in self._entries), default=0)
+        self._here: int | None = None
         self._rewrite = _torn(path)
 
     def record(self, global_step: int, values: Mapping[str, float]) -> dict[str, float]:
         """Append an entry; returns its finite numbers."""
         entry = {"step": global_step, **values}
-        if self._last >= global_step > 0:
+        if self._last >= global_step > 0 and global_step != self._here:
             self._entries = [old for old in self._entries if old["step"] < global_step]
             self._rewrite = True
         with storage.disk_errors(self._path, "writing metrics.jsonl"):
@@ -118,4 +122,5 @@ class History:
                 stream.write(_json_line(entry))
         self._entries.append(entry)
         self._last = global_step or self._last
+        self._here = global_step
         return {key: value for key, value in values.items() if isinstance(value, int | float) and math.isfinite(value)}
