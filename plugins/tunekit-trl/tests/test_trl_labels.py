@@ -160,7 +160,7 @@ def test_template_that_rewrites_earlier_turns_is_found_by_content() -> None:
     example = encoder(tokenizer).example({"messages": messages}, "conversation", "all-assistant")
     assert "<think>B</think>Ok" in shown(tokenizer, example.input_ids)
     assert "A" not in shown(tokenizer, example.input_ids).replace("assistant", "")
-    assert learned(tokenizer, example) == "~Yo<|im_end|>~<think>B</think>Ok<|im_end|>\n"
+    assert learned(tokenizer, example) == "~Yo<|im_end|>\n~<think>B</think>Ok<|im_end|>\n"
 
 
 def test_turn_that_cannot_be_found_is_an_error() -> None:

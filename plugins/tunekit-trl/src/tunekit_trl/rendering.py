@@ -297,18 +297,21 @@ class ChatRenderer:
         enders = self._enders(messages, text)
         upto = self._try(messages[: number + 1], tools, generation_prompt=False)
         if upto is not None and text.startswith(upto):
-            end: int | None = len(upto)
-        elif messages[number].get("tool_calls"):
+            return self._with_stop(text, begin, len(upto), enders)
+        # Where the template rewrites earlier turns, the next one's place tells.
+        end = None if messages[number].get("tool_calls") else self._back(messages, number, text, tools)
+        if end is None:
             end = self._before_next(messages, number, text, tools, begin, enders)
-        else:
-            end = self._back(messages, number, text, tools)
-            if end is None:
-                end = self._before_next(messages, number, text, tools, begin, enders)
         if end is None:
             raise _hidden(number, "ends")
+        end = self._with_stop(text, begin, end, enders)
+        blanks = text[len(text.rstrip()) :] if messages[-1]["role"] == "assistant" else ""
+        return end + len(blanks) if text.startswith(blanks, end) else end
+
+    def _with_stop(self, text: str, begin: int, end: int, enders: Sequence[str]) -> int:
+        """``end``, or behind the token that ends the turn, where only the turn that follows writes that."""
         if text[begin:end].rstrip().endswith(self.special):
             return end
-        # The token that ends the turn may be written by the turn that follows.
         rest = text[end:]
         blank = len(rest) - len(rest.lstrip())
         for token in enders:
