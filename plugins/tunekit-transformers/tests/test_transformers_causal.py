@@ -10,70 +10,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from language_step import TEXTS, Step  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
 
-from tunekit.artifacts import Artifact  # noqa: E402
-from tunekit.cancel import CancelToken  # noqa: E402
-from tunekit.context import StepContext  # noqa: E402
-from tunekit.data import load_dataset  # noqa: E402
-from tunekit.plan import ComponentRef, ResolvedStep  # noqa: E402
-from tunekit.plugins import Component, LoadedModel, hf  # noqa: E402
+from tunekit.plugins import hf  # noqa: E402
 from tunekit_transformers.causal import CausalPostPretraining, CausalPretraining  # noqa: E402
 from tunekit_transformers.options import PostPretrainOptions, PretrainOptions  # noqa: E402
-
-TEXTS = [
-    f"{name} went to the {place}. {name} saw a {thing} there and said: what a nice {thing}! "
-    f"Then {name} took the {thing} home and showed it to everyone in the {place}."
-    for name in ("Lily", "Tom", "Sue", "Ben")
-    for place in ("park", "shop", "lake")
-    for thing in ("ball", "dog", "boat", "kite")
-]
-
-
-class Step:
-    """A step context that remembers what it was told."""
-
-    def __init__(self, folder: Path, options: Any, model: LoadedModel | None = None) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
-        self.kept: list[LoadedModel] = []
-        kind = "pretrain" if model is None else "post_pretrain"
-        step = ResolvedStep(
-            index=1,
-            kind=kind,
-            name=kind,
-            component=ComponentRef("trainer", "causal", "tunekit-transformers", "0", "x:y", kind),
-            options={},
-            input=None,
-            adapter=None,
-            trains="full",
-            data="list",
-        )
-        self.ctx = StepContext(
-            run_id="test",
-            step=step,
-            options=options.resolve(adapter=None),
-            seed=5,
-            dir=folder,
-            cancel=CancelToken(),
-            input=None,
-            data=load_dataset([{"text": text} for text in TEXTS], accepts=("text",)),
-            _component=lambda: CausalPretraining(),
-            _load=lambda: model,  # type: ignore[arg-type,return-value]
-            _keep=self.kept.append,
-            _emit=self.emit,
-        )
-
-    def emit(self, kind: str, **fields: Any) -> None:
-        self.events.append((kind, fields))
-
-    def run(self, component: Component) -> Artifact:
-        return component.run(self.ctx)
-
-    def losses(self) -> dict[int, float]:
-        return {f["global_step"]: f["values"]["loss"] for kind, f in self.events if kind == "metrics"}
-
-    def notices(self) -> dict[str, str]:
-        return {f["code"]: f["message"] for kind, f in self.events if kind == "notice"}
 
 
 def small(**values: Any) -> PretrainOptions:

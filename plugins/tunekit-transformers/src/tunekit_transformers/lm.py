@@ -108,9 +108,9 @@ def _train(
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     file, blocks = training_blocks(ctx, tokenizer, vocabulary, length, options, world)
     rows = objective.prepare(blocks, tokenizer, ctx.seed)
-    held_out = None
+    held_out, held_file = None, None
     if ctx.validation is not None:
-        _, kept = measured_blocks(
+        held_file, kept = measured_blocks(
             ctx, ctx.validation, "validation", tokenizer, vocabulary, length, options.measure_tokens
         )
         held_out = objective.prepare(kept, tokenizer, ctx.seed)
@@ -151,6 +151,8 @@ def _train(
     )
     del blocks, rows, held_out, trainer
     file.discard()
+    if held_file is not None:
+        held_file.discard()
     return artifact
 
 
@@ -225,14 +227,16 @@ def _measured(
     ctx: StepContext, objective: Objective, model: Any, tokenizer: Any, length: int, name: str, data: Any
 ) -> hf.Perplexity:
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    _, blocks = measured_blocks(ctx, data, name, tokenizer, vocabulary, length, ctx.options.measure_tokens)
+    file, blocks = measured_blocks(ctx, data, name, tokenizer, vocabulary, length, ctx.options.measure_tokens)
     rows = objective.prepare(blocks, tokenizer, ctx.seed)
 
     def tick(done: int) -> None:
         ctx.cancel.raise_if_cancelled()
         ctx.progress(done, len(rows), "blocks", f"measuring perplexity ({name})")
 
-    return hf.measure_perplexity(model, rows, objective=objective.name, tick=tick)
+    made = hf.measure_perplexity(model, rows, objective=objective.name, tick=tick)
+    file.discard()
+    return made
 
 
 def _perplexities(before: Mapping[str, hf.Perplexity], after: Mapping[str, hf.Perplexity]) -> dict[str, float]:

@@ -239,9 +239,6 @@ class MaskedPretrainOptions(PretrainOptions, MaskingOptions):
 
     family: ClassVar[Family] = "modernbert"
 
-    tokenizer: str = "wordpiece"
-    """Kind of the tokenizer that is trained on the corpus: ``bpe``, ``unigram`` or ``wordpiece``; or the folder or hub
-    id of a tokenizer to use as it is."""
     context: int = Field(default=512, ge=8, json_schema_extra={"unit": "tokens"})
     """Longest input the model accepts, in tokens."""
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["compute_dtype", "default_device", "device_defaults", "training_arguments"]
 
 _MANUAL_SAVE = 500
-_SCHEDULES = {"wsd": "warmup_stable_decay"}
+# The library's "constant" has no warm-up.
+_SCHEDULES = {"wsd": "warmup_stable_decay", "constant": "constant_with_warmup"}
 
 
 def default_device() -> Any:
