@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -66,18 +66,27 @@ class PieceLoss:
         a target are left out if there are others, since they change nothing."""
         lengths, counts = batch["lengths"], batch["document_targets"]
         most_targets = max(1, LOGITS // self._vocabulary)
+        order: Sequence[int] = range(len(lengths))
+        if not self.layout.packs and not self.whole:
+            order = sorted(order, key=lambda number: -lengths[number])
         groups: list[list[int]] = []
         tokens = targets = 0
-        for number, (length, count) in enumerate(zip(lengths, counts, strict=True)):
-            if count == 0 and batch["target_count"] > 0 and not self.whole:
+        for number in order:
+            if counts[number] == 0 and batch["target_count"] > 0 and not self.whole:
                 continue
-            full = tokens + length > CPU_TOKENS if self._on_cpu else False
-            if groups and (self.whole or not (full or targets + count > most_targets)):
+            if not groups:
+                fits = False
+            elif self.whole:
+                fits = True
+            else:
+                now = tokens + lengths[number] if self.layout.packs else lengths[groups[-1][0]] * (len(groups[-1]) + 1)
+                fits = (now <= CPU_TOKENS or not self._on_cpu) and targets + counts[number] <= most_targets
+            if fits:
                 groups[-1].append(number)
-                tokens, targets = tokens + length, targets + count
+                tokens, targets = tokens + lengths[number], targets + counts[number]
             else:
                 groups.append([number])
-                tokens, targets = length, count
+                tokens, targets = lengths[number], counts[number]
         return [self._piece(batch, group) for group in groups]
 
     def _piece(self, batch: Mapping[str, Any], documents: list[int]) -> Piece:
@@ -85,7 +94,7 @@ class PieceLoss:
 
         lengths, counts = batch["lengths"], batch["document_targets"]
         names = ("input_ids", "position_ids", "targets")
-        if len(documents) == len(lengths):
+        if documents == list(range(len(lengths))):
             made = {name: batch[name] for name in names}
         else:
             parts = {name: batch[name].split(lengths, 1) for name in names}

@@ -62,6 +62,8 @@ class TokenTrainer(Trainer):
         StepError: code ``packing``: the model cannot keep documents apart, and ``packing`` was asked for.
     """
 
+    control: Any
+
     def __init__(
         self,
         ctx: StepContext,
@@ -301,7 +303,7 @@ class TokenTrainer(Trainer):
         )
 
 
-class _Epochs(TrainerCallback):  # type: ignore[misc]
+class _Epochs(TrainerCallback):
     """Tells the order of rows, and rows that change with it, which epoch begins."""
 
     def __init__(self, trainer: TokenTrainer) -> None:
