@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tunekit.data import Format, load_dataset
 from tunekit.data import select as module
@@ -86,6 +88,7 @@ def test_a_side_without_rows_is_an_error(rows: int, validation: float | int) -> 
 
 
 def test_shuffling_is_a_permutation_by_seed() -> None:
+    """T35: a shuffle is seeded, and by nothing else than the seed of the step."""
     data = load_dataset(ROWS)
     first, again, other = (texts(shuffled(data, seed)) for seed in (1, 1, 2))
     assert first == again != other
@@ -104,6 +107,36 @@ def test_limit_takes_from_the_shuffled_whole_and_the_split_from_the_limited() ->
     assert set(used) == set(texts(shuffled(data, 3))[:100])
     assert max(int(text.split()[1]) for text in used) > 800
     assert select(data, limit=100, validation=0.2).read == 100, "without a shuffle no more rows are read than are used"
+
+
+@given(
+    values=st.lists(st.integers(0, 30), min_size=1, max_size=60),
+    shuffle=st.booleans(),
+    limit=st.none() | st.integers(1, 70),
+    validation=st.integers(1, 20) | st.floats(0.01, 0.99),
+    seed=st.integers(0, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_row_is_on_one_side_or_counted(
+    values: list[int], shuffle: bool, limit: int | None, validation: float | int, seed: int
+) -> None:
+    """Whatever the rows and options: the sides and the copies are what was chosen, and share no text."""
+    data = load_dataset([{"text": str(value)} for value in values])
+    pool = Counter(texts(select(data, shuffle=shuffle, limit=limit, seed=seed).train))
+    try:
+        made = select(data, shuffle=shuffle, limit=limit, validation=validation, seed=seed)
+    except DataError as error:
+        assert error.code == "nothing-left"
+        want = validation if isinstance(validation, int) else -(-validation * pool.total() // 1)
+        assert len(pool) <= want, "there was enough to train on"
+        return
+    assert made.validation is not None
+    train, held = Counter(texts(made.train)), Counter(texts(made.validation))
+    assert not set(train) & set(held)
+    assert set(held.values()) == {1}
+    assert train == Counter({text: count for text, count in pool.items() if text not in held})
+    copies = sum(out.rows for out in made.left_out)
+    assert train.total() + held.total() + copies == pool.total()
 
 
 def test_fingerprints_tell_selections_apart() -> None:
@@ -146,6 +179,15 @@ def test_large_files_give_the_same_rows_as_small_ones(
     assert [next(passes[number % 2])["text"] for number in range(4)] == [
         texts(small.train)[0], texts(small.validation)[0], texts(small.train)[1], texts(small.validation)[1],
     ], "two passes at once do not disturb each other"  # fmt: skip
+
+
+def test_many_rows_of_unknown_size_are_not_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LARGE_ROWS", 100)
+    data = load_dataset(ROWS)
+    made = shuffled(data, 1)
+    assert made._rows._kept is None  # type: ignore[attr-defined]
+    monkeypatch.undo()
+    assert texts(made) == texts(shuffled(data, 1))
 
 
 def test_lines_that_give_several_rows_are_read_by_place_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

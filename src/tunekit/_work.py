@@ -249,13 +249,16 @@ def step_data_facts(item: Work) -> dict[str, Any] | None:
 
 def data_facts(data: Dataset) -> dict[str, Any]:
     """What the manifest says of a data set. ``rows`` is None for a large one that was not read through."""
+    rows = data.counted
+    if rows is None and data.on_bad_row == "error":
+        rows = data.quick_length()
     return {
         "name": data.name,
         **({"parts": data.parts} if data.parts else {}),
         "source": str(data.source) if data.source else None,
         "schema": data.schema,
         "format": data.format,
-        "rows": data.counted,
+        "rows": rows,
         "fingerprint": data.fingerprint(),
         "bad_rows": [[row, reason] for row, reason in (data.skipped if data.counted is None else data.bad_rows)],
     }

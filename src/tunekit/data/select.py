@@ -44,6 +44,9 @@ __all__ = [
 LARGE_BYTES = 64 << 20
 """Files above this size are not kept in memory, nor read through before training unless a selection needs it."""
 
+LARGE_ROWS = 500_000
+"""The same for sources that know their rows but not their size, such as a memory-mapped ``datasets.Dataset``."""
+
 LISTED = 5
 """How many of the rows that were left out are named."""
 
@@ -112,8 +115,8 @@ class HeldOut(Filter):
 
 
 def is_large(dataset: Dataset) -> bool:
-    """Whether a data set is too large to be kept in memory: its file is, or it is a stream of unknown length."""
-    return dataset.size_bytes() > LARGE_BYTES
+    """Whether a data set is too large to be kept in memory or read through without need."""
+    return dataset.size_bytes() > LARGE_BYTES or (dataset.quick_length() or 0) > LARGE_ROWS
 
 
 def select(
@@ -467,6 +470,10 @@ class _Selected(Dataset):
     def bad_rows(self) -> list[tuple[int, str]]:
         """Those of the data set that was chosen from."""
         return self._base.bad_rows
+
+    def quick_length(self) -> int | None:
+        """Rows that were chosen."""
+        return self._count
 
     def take(self, n: int) -> Dataset:
         """Its first ``n`` rows."""

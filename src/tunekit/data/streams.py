@@ -200,6 +200,10 @@ class Streamed(Dataset):
         """None: it is not counted."""
         return None
 
+    def quick_length(self) -> int | None:
+        """None: what is left out shows when it is read."""
+        return None
+
     def fingerprint(self) -> str:
         """Hash over the content of a file, else over the first :data:`STREAM_ROWS` rows, and the choice."""
         if self._fingerprint is None:
