@@ -51,6 +51,13 @@ def test_uneven_shares_do_not_drift() -> None:
     assert Counter(row[0] for row in rows) == {"a": 500, "b": 500, "c": 2000}
 
 
+def test_first_ends_with_the_last_row_of_a_part(files: tuple[str, str]) -> None:
+    a, b = files
+    for seed in range(20):
+        rows = read(mix({a: 2, b: 1}, seed=seed))
+        assert rows[-1] in ("a999", "b499")
+
+
 def test_the_seed_settles_the_order(files: tuple[str, str]) -> None:
     a, b = files
     weights = {a: 0.5, b: 0.5}
@@ -78,11 +85,14 @@ def test_first_never_repeats_and_all_reads_every_part_whole() -> None:
 def test_parts_are_read_by_their_own_format_and_reported(tmp_path: Path) -> None:
     alpaca = jsonl(tmp_path / "alpaca.jsonl", [{"instruction": f"q{i}", "output": f"a{i}"} for i in range(70)])
     chat = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}] * 2
-    shared = jsonl(tmp_path / "chat.jsonl", [{"conversations": chat}] * 30)
-    odd = jsonl(tmp_path / "odd.jsonl", [{"ask": "q", "say": "a"}] * 30)
+    shared = jsonl(tmp_path / "chat.jsonl", [{"conversations": chat}] * 40)
+    odd = jsonl(tmp_path / "odd.jsonl", [{"ask": "q", "say": "a"}] * 40)
     step = ("prompt_completion", "conversation")
     data = load_dataset(
-        mix({alpaca: 0.4, shared: 0.3, odd: {"weight": 0.3, "columns": {"prompt": "ask", "completion": "say"}}}),
+        mix(
+            {alpaca: 0.4, shared: 0.3, odd: {"weight": 0.3, "columns": {"prompt": "ask", "completion": "say"}}},
+            rows=100,
+        ),
         accepts=step,
     )
     # A conversation of several answers is not cut down to the last one, though prompt_completion comes first.

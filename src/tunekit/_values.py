@@ -113,7 +113,7 @@ def plan_value(where: str, value: Any) -> Any:
 
 
 def holds_data(kind: str, key: str) -> bool:
-    return kind != "evaluate" and (key in ("data", "validation", "tasks") or key.endswith("_data"))
+    return kind != "evaluate" and (key in ("data", "validation") or key.endswith("_data"))
 
 
 def data_ref(value: Any, objects: dict[str, Any]) -> Any:

@@ -333,20 +333,21 @@ class MixSource:
     def _mixed(
         self, open_parts: list[Iterator[dict[str, Any]]], used: list[int], passes: list[int]
     ) -> Iterator[RawRow]:
+        # One row of each part is read ahead, so that a part is known to end with its last row and not at the next draw.
+        ahead: list[dict[str, Any] | None] = [None] * len(used)
         whole = [False] * len(used)
         for number, index in enumerate(islice(self._order(), self._rows), 1):
-            row = self._next(index, open_parts)
-            passes[index] = passes[index] or 1
-            if row is None:
-                whole[index] = True
-                if self._stop == "first" or (all(whole) and self._rows is None):
-                    break
-                open_parts[index] = iter(self._datasets[index].rows())
+            if ahead[index] is None:
+                if passes[index]:
+                    open_parts[index] = iter(self._datasets[index].rows())
+                ahead[index] = self._next(index, open_parts)
                 passes[index] += 1
-                row = self._next(index, open_parts)
-                assert row is not None  # a data set without rows is an error
-            yield RawRow(number, row)
+            yield RawRow(number, ahead[index])
             used[index] += 1  # a row that was only looked at, to see whether there are more, is not used
+            ahead[index] = self._next(index, open_parts)
+            whole[index] = whole[index] or ahead[index] is None
+            if ahead[index] is None and (self._stop == "first" or (all(whole) and self._rows is None)):
+                break
 
     def _next(self, index: int, open_parts: list[Iterator[dict[str, Any]]]) -> dict[str, Any] | None:
         try:
