@@ -135,14 +135,15 @@ def train(folder: Path) -> list[dict[str, Any]]:
 def test_rows_with_questions_of_the_plans_benchmarks_are_left_out(
     session: Session, base: str, tmp_path: Path, benchmark: str
 ) -> None:
+    """All of a benchmark counts, also what the ``limit`` of evaluate leaves unasked."""
     rows = [{"text": "fine"}, {"text": f"Q: {QUESTION}"}, {"text": "Answer:"}]
-    data = quiz(tmp_path / "bench", QUESTION, MIDDLE)
+    data = quiz(tmp_path / "bench", MIDDLE, QUESTION)
     told: list[Any] = []
     pipeline = Pipeline(model=base).sft(data=rows, decontaminate=True).evaluate([benchmark], data=data, limit=1)
     pipeline.run(workdir=tmp_path / "w", session=session, on_event=told.append)
     assert train(tmp_path / "w") == [{"text": "fine"}, {"text": "Answer:"}]
     [notice] = [event for event in told if isinstance(event, Notice) and event.code == "left-out-benchmark"]
-    assert f"1 row with text of a benchmark in this plan (row 2: benchmark {benchmark}, item 0" in notice.message
+    assert f"1 row with text of a benchmark in this plan (row 2: benchmark {benchmark}, item 1" in notice.message
     facts = json.loads((tmp_path / "w" / "manifest.json").read_text())["data"]["sft"]
     assert [(out["reason"], out["rows"]) for out in facts["left_out"]] == [("benchmark", 1)]
 

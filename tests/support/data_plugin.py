@@ -84,7 +84,8 @@ class Quiz:
                 "answer": "Saturn",
             }
             return
-        for number, line in enumerate((source / "quiz.jsonl").read_text().splitlines()):
+        lines = (source / "quiz.jsonl").read_text().splitlines()
+        for number, line in enumerate(lines[: options["limit"]]):
             yield {"id": str(number), **json.loads(line)}
 
     def request(self, row: Mapping[str, Any]) -> GenerationRequest:
