@@ -113,7 +113,7 @@ def hub_source(ref: HubRef) -> MemorySource:
 def _hub_error(ref: HubRef, error: Exception) -> DataError:
     text = str(error).strip()
     kinds = [kind.__name__ for kind in type(error).__mro__]
-    said = f"{type(error).__name__}: {text.splitlines()[0][:300] if text else ''}"
+    said = f"{type(error).__name__}: {' '.join(text.split())[:400]}"
     fix = "give the path of a local file, or load the data set yourself and pass the object"
     reason = f"the data set {ref.name} could not be read from the hub"
     lowered = text.lower()
@@ -127,8 +127,9 @@ def _hub_error(ref: HubRef, error: Exception) -> DataError:
         or "couldn't reach" in lowered
     ):
         reason = f"the data set {ref.name} could not be read from the hub: there is no connection"
-    elif "config" in lowered and ("not found" in lowered or "missing" in lowered or "pick one" in lowered):
-        reason = f"the data set {ref.name} has several configurations"
+    elif "config" in lowered and any(word in lowered for word in ("find", "found", "missing", "specify", "multiple")):
+        which = f"no configuration {ref.config!r}" if ref.config else "several configurations"
+        reason = f"the data set {ref.name} has {which}"
         fix = f"name one: {ref.name}:CONFIG"
     elif "unknown split" in lowered or "bad split" in lowered:
         reason = f"the data set {ref.name} has no split {ref.split!r}"

@@ -243,11 +243,11 @@ def _open(ref: Any, rule: str | None, header: str | None, streaming: bool) -> So
     except (OSError, ValueError, RuntimeError):
         exists = False
     if not exists:
+        if isinstance(ref, str) and looks_like_hub_id(ref):  # before patterns: owner/name@train[:100]
+            return hub_source(hub_ref(ref, streaming=streaming))
         if has_magic(text):
             files = glob_files(text)
             return _checked(open_files(text, _fixed_part(text), files, rule=_text_only(rule), header=header), rule)
-        if isinstance(ref, str) and looks_like_hub_id(ref):
-            return hub_source(hub_ref(ref, streaming=streaming))
         raise _missing(path, text)
     if path.is_dir():
         saved = saved_source(path)

@@ -94,7 +94,8 @@ def mix_parts(ref: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
         DataError: if it is malformed.
     """
-    return _checked(ref)["mix"]
+    parts: list[dict[str, Any]] = _checked(ref)["mix"]
+    return parts
 
 
 def _listed(parts: Any) -> list[dict[str, Any]]:
