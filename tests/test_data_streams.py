@@ -144,3 +144,13 @@ def test_a_share_of_a_stream_needs_a_limit() -> None:
     assert (len(held), len(train)) == (5, 45)
     with pytest.raises(DataError, match="nothing is left to train on"):
         stream(data, validation=50, limit=50)
+
+
+def test_a_preview_of_a_large_file_reads_a_few_rows(session: Session, base: str, large: Path) -> None:
+    """Which rows are held out is not known without a pass over all; the preview says so. With a limit it is."""
+    view = Pipeline(model=base, session=session).sft(data=str(large), validation=0.1, dedupe="exact").preview(n=2)
+    assert [row.target for row in view.rows] == ["row 1", "row 2"]
+    [note] = [note for note in view.notes if "too large" in note]
+    assert note.endswith("before dedupe, validation.")
+    limited = Pipeline(model=base, session=session).sft(data=str(large), validation=0.5, limit=10).preview(n=10)
+    assert len(limited.rows) == 5 and not [note for note in limited.notes if "too large" in note]

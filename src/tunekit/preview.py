@@ -301,12 +301,21 @@ class _Look:
         self.notes.append(f"{harm.message} That is so in the {totals.rows} examples that were read; raise scan.")
 
     def _data(self, step: ResolvedStep, spec: Any, options: Any, seed: int) -> tuple[Dataset, Mapping[str, Dataset]]:
+        from tunekit.data.select import is_large
+
         if step.data is None:
             raise PipelineError(f"Step {step.name} reads no data.", code="preview", fix="preview a step that trains")
         request = main_request(step.data, spec, options)
+        data = opened(request, self.session, self.objects)
+        chosen = [name for name in ("shuffle", "dedupe", "decontaminate", "validation") if getattr(options, name, None)]
         # Rows that are chosen or put in another order need a look at all of them.
-        chosen = ("shuffle", "dedupe", "decontaminate", "validation")
-        if any(getattr(options, name, None) for name in chosen):
+        whole = request.limit is None or "shuffle" in chosen
+        if chosen and whole and is_large(data):
+            self.notes.append(
+                f"{data.name} is too large to be read through for a preview: its rows are shown as they stand in it, "
+                f"before {', '.join(chosen)}."
+            )
+        elif chosen:
             made = open_step(
                 step.data,
                 spec,
@@ -322,7 +331,7 @@ class _Look:
         further = {
             name: opened(asked, self.session, self.objects, name) for name, asked in further_requests(options).items()
         }
-        return opened(request, self.session, self.objects), further
+        return data, further
 
     # ---------------------------------------------------------------- the tokenizer
 

@@ -19,6 +19,8 @@ from tunekit.plugins import (
     DataRequest,
     GenerationRequest,
     ModelCard,
+    PreviewContext,
+    PreviewRow,
     StepContext,
     StepSpec,
     SupervisedOptions,
@@ -73,6 +75,12 @@ class WatchTrainer:
         )
 
 
+def show(ctx: PreviewContext) -> Iterator[PreviewRow]:
+    """Every row, without tokens: what is learned is its text as a whole."""
+    for raw, row in ctx.data.read():
+        yield PreviewRow(number=raw.number, tokens=(), target=row["text"])
+
+
 class Quiz:
     """Questions with a written answer: ``quiz.jsonl`` with ``question`` and ``answer``."""
 
@@ -112,8 +120,9 @@ class Choices(Quiz):
 @hookimpl
 def tunekit_trainers() -> list[TrainerSpec]:
     watch = {"target": "data_plugin:WatchTrainer", "options": "data_plugin:WatchOptions"}
+    shapes = ("text", "prompt_completion")
     return [
-        TrainerSpec(name="sft", stage="sft", data=("text", "prompt_completion"), **watch),
+        TrainerSpec(name="sft", stage="sft", data=shapes, preview="data_plugin:show", **watch),
         TrainerSpec(name="dpo", stage="align", data=("preference",), **watch),
     ]
 
