@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -12,7 +13,19 @@ from typing import Any
 
 import pytest
 
-from tunekit.data import FORMAT_NAMES, Dataset, as_messages, canonical_dataset, load_dataset, plain_pair, to_text
+from tunekit import Pipeline
+from tunekit.data import (
+    FORMAT_NAMES,
+    Dataset,
+    Format,
+    as_messages,
+    canonical_dataset,
+    load_dataset,
+    mix,
+    plain_pair,
+    to_text,
+)
+from tunekit.data.rows import RowProblem
 from tunekit.errors import DataError
 from tunekit.plan import freeze
 
@@ -617,3 +630,69 @@ def test_import_is_light() -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Formats that make several rows of one
+
+
+def spread(row: dict[str, Any]) -> Any:
+    if row["text"] is None:
+        raise RowProblem("text", "is null")
+    return [{"text": part} for part in row["text"].split()]
+
+
+SPREAD = Format(name="spread", schema="text", columns=("text", "spread"), convert=spread, provider="acme")
+
+
+def spread_rows(path: Path, *texts: str | None) -> Path:
+    path.write_text("".join(json.dumps({"text": text, "spread": 1}) + "\n" for text in texts))
+    return path
+
+
+def test_one_row_may_give_several(tmp_path: Path) -> None:
+    path = spread_rows(tmp_path / "a.jsonl", "a b", "", "c d e")
+    data = load_dataset(path, format="spread", formats=[SPREAD])
+    assert [row["text"] for row in data.rows()] == list("abcde")
+    assert (len(data), data.total(), data.expands, data.bad_rows) == (5, 3, True, [])
+    assert data.describe() == "a.jsonl: acme/spread -> text, 5 rows made of 3 rows"
+    numbers = [raw.number for raw, _ in data.read()]
+    assert numbers == [1, 1, 3, 3, 3]
+
+
+def test_the_limit_counts_what_comes_of_the_rows(tmp_path: Path) -> None:
+    path = spread_rows(tmp_path / "a.jsonl", "a b", "c d e", "f")
+    data = load_dataset(path, format="spread", formats=[SPREAD], limit=3)
+    assert [row["text"] for row in data.rows()] == list("abc") and len(data) == 3
+    assert [row["text"] for row in data.take(1)] == ["a"]
+    assert data.describe().endswith(", 3 rows")
+    prints = {load_dataset(path, format="spread", formats=[SPREAD], limit=n).fingerprint() for n in (None, 3, 4)}
+    assert len(prints) == 3
+
+
+def test_a_fault_in_one_of_them_is_a_fault_of_the_row(tmp_path: Path) -> None:
+    path = spread_rows(tmp_path / "a.jsonl", "a b", None, "c \x00 d", "e")
+    with pytest.raises(DataError, match="row 2: field 'text' is null"):
+        list(load_dataset(path, format="spread", formats=[SPREAD]).rows())
+    data = load_dataset(path, format="spread", formats=[SPREAD], on_bad_row="skip")
+    assert [row["text"] for row in data.rows()] == ["a", "b", "e"]
+    assert [number for number, _ in data.bad_rows] == [2, 3]
+    assert data.describe() == "a.jsonl: acme/spread -> text, 3 rows, 2 bad rows left out"
+
+
+# Size
+
+
+def test_opening_does_not_depend_on_the_size_of_the_file(tmp_path: Path) -> None:
+    """A file of 6 GB of which only the start can be read: whatever reads on meets NULs, and a line without end."""
+    path = tmp_path / "large.jsonl"
+    path.write_text("".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(1000)))
+    os.truncate(path, 6 << 30)
+    data = load_dataset(path)
+    assert data.describe() == "large.jsonl: text, 6,144 MB"
+    assert load_dataset(path, limit=5).describe() == "large.jsonl: text, the first 5 rows"
+    assert data.peek(2) == [{"text": "row 0"}, {"text": "row 1"}]
+    assert load_dataset(mix({str(path): 1, str(tmp_path / "l*.jsonl"): 1})).describe().endswith("50% l*.jsonl (text)")
+    assert len(load_dataset(path, limit=500)) == 500
+    assert not [
+        finding for finding in Pipeline().pretrain(data=path).check() if finding.step and finding.level == "error"
+    ]

@@ -7,7 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import data_plugin
 import pytest
+import toy_plugin
 
 import tunekit
 from tunekit import Pipeline, Session
@@ -33,13 +35,14 @@ def files(tmp_path: Path) -> tuple[str, str]:
     return jsonl(tmp_path / "a.jsonl", texts("a", 1000)), jsonl(tmp_path / "b.jsonl", texts("b", 500))
 
 
-def test_shares_hold_in_every_hundred_rows_and_parts_keep_their_order(files: tuple[str, str]) -> None:
+def test_shares_hold_at_any_place_and_parts_keep_their_order(files: tuple[str, str]) -> None:
     a, b = files
     rows = read(mix({a: 0.7, b: 0.3}))
-    for start in range(0, 1000, 100):
-        assert Counter(row[0] for row in rows[start : start + 100]) == {"a": 70, "b": 30}
+    for n in range(1, len(rows) + 1):
+        assert abs(sum(row[0] == "a" for row in rows[:n]) - 0.7 * n) < 1.6
     assert [row for row in rows if row[0] == "a"] == [f"a{i}" for i in range(1000)]
-    assert rows[:70] != [f"a{i}" for i in range(70)]  # mixed, not one after the other
+    pairs = Counter(x[0] + y[0] for x, y in zip(read(mix({a: 1, b: 1})), read(mix({a: 1, b: 1}, seed=1)), strict=False))
+    assert min(pairs[pair] for pair in ("aa", "ab", "ba", "bb")) > 150  # no fixed pattern
 
 
 def test_uneven_shares_do_not_drift() -> None:
@@ -176,7 +179,7 @@ def test_a_mixture_is_plan_data(files: tuple[str, str], tmp_path: Path) -> None:
 
 def test_parts_in_memory_short_names_and_generators(files: tuple[str, str]) -> None:
     pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame({"text": [f"f{i}" for i in range(50)]})
+    frame = pandas.DataFrame({"text": [f"f{i}" for i in range(60)]})
     made = mix(
         [
             {"data": frame, "weight": 2, "name": "frame"},
@@ -224,3 +227,24 @@ def test_what_was_used_is_told_with_a_limit_and_not_by_a_look(files: tuple[str, 
     data.peek(3)
     assert [part["rows"] for part in data.parts] == [70, 30]
     assert data.describe().endswith("70% a.jsonl (text, 70 rows) + 30% b.jsonl (text, 30 rows), 100 rows")
+
+
+def test_a_run_records_the_parts_and_runs_again_when_one_changes(files: tuple[str, str], tmp_path: Path) -> None:
+    a, b = files
+    toy_plugin.write_model(tmp_path / "base", 1.0)
+    session = Session(plugins=[data_plugin], autoload=False)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    jsonl(folder / "c.jsonl", texts("c", 100))
+    p = Pipeline(model=str(tmp_path / "base")).sft(data=mix({a: 0.5, b: 0.3, str(folder): 0.2}), limit=50)
+    data_plugin.RUNS.clear()
+    runs: list[int] = []
+    for change in (None, None, lambda: jsonl(folder / "d.jsonl", texts("d", 5)), lambda: (folder / "d.jsonl").unlink()):
+        if change is not None:
+            change()
+        p.run(workdir=tmp_path / "w", session=session)
+        runs.append(len(data_plugin.RUNS))
+    assert runs[:3] == [1, 1, 2]
+    facts = json.loads((tmp_path / "w" / "manifest.json").read_text(encoding="utf-8"))["data"]["sft"]
+    assert [(part["name"], part["rows"]) for part in facts["parts"]] == [(a, 25), (b, 15), (str(folder), 10)]
+    assert facts["rows"] == 50

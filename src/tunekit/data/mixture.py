@@ -4,11 +4,12 @@ A mixture is plain data, so it can stand in a plan file::
 
     {"mix": [{"data": "a.jsonl", "weight": 0.7}, {"data": "b.jsonl", "weight": 0.3}], "seed": 0, "stop": "first"}
 
-Shares are kept in every hundred rows to within one row, not only on average; the seed orders the rows of each hundred.
+Shares are kept at any place to within a row or two, not only on average; within that the seed settles the order.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,9 +25,6 @@ from tunekit.errors import DataError, TunekitError, nearest
 from tunekit.plan import MAX_SEED, digest
 
 __all__ = ["MixSource", "is_mix", "mix", "mix_parts", "open_mix", "without_hub"]
-
-BLOCK = 100
-"""Rows within which the shares hold."""
 
 STOPS = ("first", "all")
 _KEYS = ("mix", "seed", "stop", "rows")
@@ -357,19 +355,18 @@ class MixSource:
             raise _of_part(error, self._names[index]) from error
 
     def _order(self) -> Iterator[int]:
-        """Which part the next row comes from, without end."""
+        """Which part the next row comes from, without end.
+
+        Row k of a part with the share w is due at (k + u) / w, with u in [0, 1) from the seed. So after n rows a part
+        has given n * w of them to within a row or two, whatever n is.
+        """
         generator = random.Random(self._seed)
-        due = [0.0] * len(self._shares)
+        due = [(generator.random() / share, index, 0) for index, share in enumerate(self._shares)]
+        heapq.heapify(due)
         while True:
-            due = [left + share * BLOCK for left, share in zip(due, self._shares, strict=True)]
-            counts = [max(0, math.floor(value + 1e-9)) for value in due]
-            by_rest = sorted(range(len(due)), key=lambda index: (counts[index] - due[index], index))
-            for index in by_rest[: BLOCK - sum(counts)]:
-                counts[index] += 1
-            due = [value - count for value, count in zip(due, counts, strict=True)]
-            block = [index for index, count in enumerate(counts) for _ in range(count)]
-            generator.shuffle(block)
-            yield from block
+            _, index, row = due[0]
+            yield index
+            heapq.heapreplace(due, ((row + 1 + generator.random()) / self._shares[index], index, row + 1))
 
     def content_hash(self) -> str | None:
         """SHA-256 (hex) over the content of every part and how they are mixed."""
@@ -380,7 +377,7 @@ class MixSource:
                 "seed": self._seed,
                 "stop": self._stop,
                 "rows": self._rows,
-                "block": BLOCK,
+                "order": 1,
             }
         )
 
