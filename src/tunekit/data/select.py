@@ -3,7 +3,7 @@
 The order is fixed: **dedupe, decontaminate, shuffle, limit, split**. So ``limit=100`` gives 100 usable rows to training
 and validation together, drawn from the whole data set if it is shuffled, and no copy of a held-out row is trained on.
 
-One pass over the rows decides. Data below 64 MB stay in memory. Of larger ones 24 to 70 bytes a row do, not the rows:
+One pass over the rows decides. Data below 64 MB stay in memory. Of larger ones 30 to 90 bytes a row do, not the rows:
 afterwards a file of JSON Lines is read by the places of its lines, and what has no such places is copied to a temporary
 file once.
 """
