@@ -17,8 +17,7 @@ from tunekit.cancel import CancelToken  # noqa: E402
 from tunekit.errors import DataError, RunCancelled, StepError  # noqa: E402
 from tunekit.plugins import hf  # noqa: E402
 from tunekit_transformers import packing  # noqa: E402
-from tunekit_transformers.causal import _check_isolation  # noqa: E402
-from tunekit_transformers.packing import IGNORE, BlockDataset, TokenFile, collate, tokens_for  # noqa: E402
+from tunekit_transformers.packing import IGNORE, BlockDataset, TokenFile, tokens_for  # noqa: E402
 
 TEXTS = ["One day a cat sat.", "A dog ran.", "x", "The sun was very big and it was warm all day long. " * 4, "Bye."]
 
@@ -118,16 +117,6 @@ def test_cut_documents_are_counted(tmp_path: Path) -> None:
         assert rows.cut == 3 - whole, length
 
 
-def test_padding_is_a_document_of_its_own(tmp_path: Path) -> None:
-    file = token_file(tmp_path, TEXTS, Words())
-    blocks = BlockDataset(file, 16)
-    batch = collate(0)([blocks[index] for index in range(len(blocks))])
-    assert batch["input_ids"].shape == batch["labels"].shape == batch["position_ids"].shape
-    short = len(blocks[len(blocks) - 1]["input_ids"])
-    assert short < 16 and batch["position_ids"][-1, short] == 0
-    assert (batch["labels"][-1, short:] == IGNORE).all()
-
-
 def test_complete_token_file_is_used_again(tmp_path: Path) -> None:
     first = token_file(tmp_path, TEXTS, Words())
     assert first.encoded == len(TEXTS)
@@ -209,24 +198,9 @@ def test_packed_documents_compute_what_they_compute_alone(tmp_path: Path, storie
     loaded = hf.load_folder(stories260k)
     file = token_file(tmp_path, TEXTS, loaded.tokenizer)
     blocks = BlockDataset(file, 512)
-    batch = collate(0)([blocks[0], blocks[0]])
+    ids, positions = (torch.tensor([blocks[0][name]]) for name in ("input_ids", "position_ids"))
     with torch.no_grad():
-        packed = loaded.model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[1]
-        for begin, ids in zip(file.starts.tolist(), documents(file), strict=True):
-            alone = loaded.model(torch.tensor([ids]), use_cache=False).logits[0]
-            assert torch.allclose(packed[begin : begin + len(ids)], alone, atol=1e-4)
-
-
-def test_a_model_that_mixes_documents_is_refused(tmp_path: Path, stories260k: Path) -> None:
-    loaded = hf.load_folder(stories260k)
-    file = token_file(tmp_path, TEXTS, loaded.tokenizer)
-    _check_isolation(loaded.model, file)
-    original = loaded.model.forward
-
-    def forward(input_ids: Any, position_ids: Any = None, **kwargs: Any) -> Any:
-        return original(input_ids, **kwargs)
-
-    loaded.model.forward = forward
-    with pytest.raises(StepError) as caught:
-        _check_isolation(loaded.model, file)
-    assert caught.value.code == "packing"
+        packed = loaded.model(ids, position_ids=positions, use_cache=False).logits[0]
+        for begin, document in zip(file.starts.tolist(), documents(file), strict=True):
+            alone = loaded.model(torch.tensor([document]), use_cache=False).logits[0]
+            assert torch.allclose(packed[begin : begin + len(document)], alone, atol=1e-4)

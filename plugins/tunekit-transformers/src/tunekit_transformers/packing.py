@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tunekit.plugins import StepContext
 
-__all__ = ["BlockDataset", "TokenFile", "collate", "document_rows", "tokens_for"]
+__all__ = ["BlockDataset", "TokenFile", "document_rows", "tokens_for"]
 
 IGNORE = -100
 """Label of positions without a target."""
@@ -258,26 +258,3 @@ class BlockDataset:
             # A document lies in one block if its last token is at most at the end of the block its first begins in.
             cut += int(np.count_nonzero((ends - 1 - (starts // stride) * stride) > stride))
         return cut
-
-
-class collate:  # noqa: N801  (a callable with a name that reads as one)
-    """Rows of a :class:`BlockDataset` to a batch of tensors, (rows, longest).
-
-    Only the last block of an epoch can be shorter. Padding has positions from 0 on, like a document of its own, and
-    no labels.
-    """
-
-    def __init__(self, pad: int) -> None:
-        self.pad = pad
-
-    def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
-        import torch
-
-        longest = max(len(row["input_ids"]) for row in rows)
-        batch: dict[str, list[list[int]]] = {"input_ids": [], "position_ids": [], "labels": []}
-        for row in rows:
-            short = longest - len(row["input_ids"])
-            batch["input_ids"].append(row["input_ids"] + [self.pad] * short)
-            batch["position_ids"].append(row["position_ids"] + list(range(short)))
-            batch["labels"].append(row["labels"] + [IGNORE] * short)
-        return {name: torch.tensor(values) for name, values in batch.items()}
