@@ -248,3 +248,12 @@ def test_a_run_records_the_parts_and_runs_again_when_one_changes(files: tuple[st
     facts = json.loads((tmp_path / "w" / "manifest.json").read_text(encoding="utf-8"))["data"]["sft"]
     assert [(part["name"], part["rows"]) for part in facts["parts"]] == [(a, 25), (b, 15), (str(folder), 10)]
     assert facts["rows"] == 50
+
+
+def test_a_generator_keeps_its_rows_when_its_shape_has_to_change() -> None:
+    chat = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}] * 2}] * 40
+    asked = ({"instruction": f"q{number}", "output": "a"} for number in range(40))
+    data = load_dataset(mix([(asked, 1), (chat, 1)]), accepts=("prompt_completion", "conversation"))
+    questions = [row["messages"][0]["content"] for row in data.rows() if len(row["messages"]) == 2]
+    assert data.schema == "conversation" and questions[:30] == [f"q{number}" for number in range(30)]
+    assert [part["name"] for part in data.parts] == ["generator", "list"]

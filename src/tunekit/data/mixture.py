@@ -19,6 +19,7 @@ from typing import Any
 
 from tunekit.data.dataset import Dataset
 from tunekit.data.hub import looks_like_hub_id
+from tunekit.data.objects import Replay
 from tunekit.data.rows import RawRow
 from tunekit.data.schemas import SCHEMAS, SHAPES, conversion
 from tunekit.errors import DataError, TunekitError, nearest
@@ -162,7 +163,8 @@ def _wrong(reason: str, *, suggestions: Sequence[str] = (), fix: str = "") -> Da
 
 def _label(part: Mapping[str, Any]) -> str:
     data = part.get("data")
-    return str(part.get("name") or (data if isinstance(data, str | Path) else type(data).__name__))
+    kind = data.kind if isinstance(data, Replay) else type(data).__name__
+    return str(part.get("name") or (data if isinstance(data, str | Path) else kind))
 
 
 # Opening
@@ -197,6 +199,9 @@ def open_mix(
     """
     facts = _checked(ref)
     parts: list[dict[str, Any]] = facts["mix"]
+    for part in parts:
+        if isinstance(part["data"], Iterator):
+            part["data"] = Replay(part["data"])  # it may be opened a second time, for another shape
 
     def opened(shapes: Sequence[str]) -> list[Dataset]:
         return [

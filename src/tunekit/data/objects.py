@@ -10,7 +10,7 @@ from typing import Any
 from tunekit.data.rows import RawRow, RowProblem, kind_of
 from tunekit.errors import DataError
 
-__all__ = ["MemorySource", "library_of", "object_source", "plain"]
+__all__ = ["MemorySource", "Replay", "library_of", "object_source", "plain"]
 
 
 def library_of(value: Any) -> str:
@@ -36,10 +36,11 @@ def plain(value: Any) -> Any:
     return value
 
 
-class _Replay:
+class Replay:
     """A one-pass iterator that can be read again: what was taken is kept."""
 
     def __init__(self, iterator: Iterator[Any]) -> None:
+        self.kind = type(iterator).__name__
         self._iterator = iterator
         self._kept: list[Any] = []
         self._lock = threading.Lock()
@@ -164,7 +165,9 @@ def object_source(value: Any, name: str = "") -> MemorySource:
     if isinstance(value, list | tuple):
         return MemorySource(name or "list", value)
     if isinstance(value, Iterator):
-        return MemorySource(name or kind, _Replay(value))
+        return MemorySource(name or kind, Replay(value))
+    if isinstance(value, Replay):
+        return MemorySource(name or value.kind, value)
     if callable(value) and not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):
         return MemorySource(
             name or getattr(value, "__name__", kind), _Made(value, name or getattr(value, "__name__", kind))
