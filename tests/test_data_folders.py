@@ -108,6 +108,7 @@ def test_splits_are_not_read_as_one(tmp_path: Path) -> None:
         ({"a.csv": "text,label\nx,y\n", "b.csv": "nice,1\nbad,0\nx,1\n"}, "different-columns", ("a.csv", "b.csv")),
         ({"a.jsonl": '{"text": "x"}', "b.csv": "text\nx\n"}, "folder-kinds", ("a.jsonl", "b.csv")),
         ({"a.tsv": "text\tn\nx\ty\n", "b.tsv": "x\tO\n\ny\tO\n"}, "folder-kinds", ("a.tsv", "b.tsv")),
+        ({"a.jsonl": '{"text": "x"}', "a.jsonl.gz": '{"text": "x"}'}, "folder-copies", ("a.jsonl", "a.jsonl.gz")),
         ({"a.bin": "x"}, "folder", ("a.bin",)),
         ({}, "folder", ("nothing",)),
     ],

@@ -343,3 +343,16 @@ def test_a_large_array_streams(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 12 << 20
+
+
+def test_size_and_length_without_reading(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    text = jsonl([{"text": "x" * 100}] * 1000)
+    packed = write(tmp_path / "a.jsonl.gz", text)
+    assert packed.stat().st_size < 2000
+    assert load_dataset(packed).size_bytes() == len(text)
+    parquet.write_table(arrow.table({"text": ["a"] * 5000}), tmp_path / "a.parquet")
+    data = load_dataset(tmp_path / "a.parquet")
+    data._raw.rows = lambda: pytest.fail("the rows were read")  # type: ignore[method-assign]
+    assert data.total() == 5000 and data.describe().endswith("5,000 rows")

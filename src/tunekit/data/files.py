@@ -14,7 +14,18 @@ from typing import IO, Any, cast
 from tunekit.data.rows import RowProblem
 from tunekit.errors import DataError
 
-__all__ = ["CHUNK", "MAX_ROW", "MAX_WHOLE", "data_error", "hash_file", "lines", "open_bytes", "text_chunks", "too_long"]
+__all__ = [
+    "CHUNK",
+    "MAX_ROW",
+    "MAX_WHOLE",
+    "data_error",
+    "hash_file",
+    "lines",
+    "open_bytes",
+    "text_chunks",
+    "too_long",
+    "unpacked_size",
+]
 
 CHUNK = 1 << 20
 
@@ -79,6 +90,24 @@ def hash_file(path: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise data_error(path, f"cannot be read: {error.strerror or error}") from error
+
+
+def unpacked_size(path: Path) -> int | None:
+    """Bytes of a file, without ``.gz``; None if it is gone.
+
+    A gzip file states the size of what it holds in its last four bytes, modulo 4 GB and for its last member only. Where
+    that is less than what is stored, four times the stored size is taken.
+    """
+    try:
+        stored = path.stat().st_size
+        if path.suffix.lower() != ".gz" or stored < 18:
+            return stored
+        with path.open("rb") as stream:
+            stream.seek(-4, 2)
+            stated = int.from_bytes(stream.read(4), "little")
+    except OSError:
+        return None
+    return stated if stated >= stored else 4 * stored
 
 
 def _refuse_wide(path: Path, head: bytes) -> None:

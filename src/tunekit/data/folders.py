@@ -82,11 +82,13 @@ class FilesSource:
         return total.hexdigest()
 
     def length(self) -> int | None:
-        """None: the files have to be read."""
-        return None
+        """Rows of Parquet files, which state them; None for any other: they have to be read."""
+        lengths = [source.length() for source in self._sources] if self.kind == "parquet" else [None]
+        known = [length for length in lengths if length is not None]
+        return sum(known) if len(known) == len(lengths) else None
 
     def size(self) -> int | None:
-        """Stored bytes of all files."""
+        """Bytes of all files, unpacked."""
         return sum(source.size() or 0 for source in self._sources)
 
     def _short(self, path: Path) -> str:
@@ -176,7 +178,7 @@ def folder_files(folder: Path) -> list[Path]:
     """The data files in a folder and the folders in it, sorted; hidden ones and those beside the data left out.
 
     Raises:
-        DataError: if there is none, or the files are the splits of one data set.
+        DataError: if there is none, the files are the splits of one data set, or one is there packed and unpacked.
     """
     found: list[Path] = []
     others: list[str] = []
@@ -200,6 +202,16 @@ def folder_files(folder: Path) -> list[Path]:
             details={"file": str(folder)},
         )
     _refuse_splits(folder, found)
+    there = set(found)
+    double = next((path for path in found if path.suffix == ".gz" and path.with_suffix("") in there), None)
+    if double is not None:
+        raise DataError(
+            f"{folder} holds {double.with_suffix('').name} twice, packed and unpacked.",
+            code="folder-copies",
+            found=f"{double.with_suffix('').relative_to(folder)}, {double.relative_to(folder)}",
+            fix="take one of them away, or pass a pattern that names one",
+            details={"file": str(double)},
+        )
     return found
 
 

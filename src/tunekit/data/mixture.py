@@ -391,7 +391,7 @@ class MixSource:
         return None
 
     def size(self) -> int | None:
-        """Stored bytes of all parts that are files."""
+        """Bytes of all parts that are files, unpacked."""
         sizes = [data.size_bytes() for data in self._datasets]
         return sum(sizes) or None
 

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.data.conll import conll_rows, looks_like_conll
-from tunekit.data.files import MAX_ROW, MAX_WHOLE, data_error, hash_file, lines, open_bytes, text_chunks, too_long
+from tunekit.data.files import (
+    MAX_ROW,
+    MAX_WHOLE,
+    data_error,
+    hash_file,
+    lines,
+    open_bytes,
+    text_chunks,
+    too_long,
+    unpacked_size,
+)
 from tunekit.data.rows import RawRow, RowProblem
 from tunekit.data.tables import csv_records, sniff_header, table_rows, tsv_records
 from tunekit.errors import DataError, MissingDependencyError
@@ -128,15 +138,12 @@ class FileSource:
         return hash_file(self._file)
 
     def length(self) -> int | None:
-        """None: a file has to be read."""
-        return None
+        """Rows of a Parquet file, which states them; None for any other: it has to be read."""
+        return _parquet_length(self._file) if self.kind == "parquet" else None
 
     def size(self) -> int | None:
-        """Stored bytes; None if the file is gone."""
-        try:
-            return self._file.stat().st_size
-        except OSError:
-            return None
+        """Bytes, of a gzip file those that it states to hold unpacked; None if the file is gone."""
+        return unpacked_size(self._file)
 
 
 # JSON
@@ -371,6 +378,14 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
                     yield row
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise data_error(path, f"is no Parquet file, or is damaged after row {number} ({str(error)[:120]})") from error
+
+
+def _parquet_length(path: Path) -> int | None:
+    try:
+        with importlib.import_module("pyarrow.parquet").ParquetFile(path) as stream:
+            return max(0, int(stream.metadata.num_rows))
+    except (ImportError, OSError, ValueError, RuntimeError):
+        return None  # reading the rows will say why
 
 
 def _batch_rows(batch: Any) -> Iterator[RawRow]:

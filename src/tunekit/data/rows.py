@@ -79,7 +79,7 @@ class Source(Protocol):
         ...
 
     def size(self) -> int | None:
-        """Stored bytes of files; None for what is in memory."""
+        """Bytes of files, unpacked; None for what is in memory."""
         ...
 
 
