@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,16 @@ def test_every_shape_has_a_format_with_its_fields() -> None:
         "ranked", "classification", "token_classification", "regression", "feedback", "preference", "text"
     ))  # fmt: skip
     assert len({form.name for form in FORMATS}) == len(FORMATS)
+
+
+def test_the_table_of_formats_is_complete_and_true() -> None:
+    page = (Path(__file__).parents[1] / "docs/how-to/use-your-data.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| `(\w+)` \| (\w+) \| `(\{.*\})` \|$", page, re.M)
+    assert sorted(name for name, _, _ in table) == sorted(form.name for form in FORMATS)
+    for name, schema, written in table:
+        data = load_dataset([json.loads(written)], accepts=(schema,))
+        assert (data.format, data.schema) == (name, schema)
+        assert len(data) == 1
 
 
 # ---------------------------------------------------------------- which format it is

@@ -141,7 +141,8 @@ class DatasetSpec(Spec):
 @dataclass(frozen=True, kw_only=True)
 class DataFormatSpec(Spec):
     """A way to write rows that tunekit does not know. ``target`` is a callable ``(row) -> row``: a row as it stands in
-    the file, to a row of ``schema``. It raises ``RowProblem`` for a row that cannot be used.
+    the file, to a row of ``schema``, or to a list of any number of them. It raises ``RowProblem`` for a row that cannot
+    be used.
 
     tunekit uses the format when it is asked for (``sft(data=..., format=name)``), and by itself only for data whose
     columns fit no format of its own. A format takes no options.
@@ -150,8 +151,8 @@ class DataFormatSpec(Spec):
     kind: ClassVar[str] = "format"
 
     schema: str
-    """Canonical row shape that its rows become: ``text``, ``prompt_completion``, ``conversation``, ``preference`` or
-    ``feedback``."""
+    """Canonical row shape that its rows become: ``text``, ``prompt_completion``, ``conversation``, ``preference``,
+    ``feedback``, ``ranked``, ``classification``, ``token_classification`` or ``regression``."""
     columns: tuple[str, ...]
     """Columns that every row has; data without one of them are not in this format."""
     optional: tuple[str, ...] = ()
