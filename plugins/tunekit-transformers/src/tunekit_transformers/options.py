@@ -40,6 +40,8 @@ _DEFAULTS = {"hidden_size": 128, "layers": 2, "heads": 4, "kv_heads": 2}
 class LanguageOptions(SupervisedOptions):
     """What pretraining and continued pretraining share."""
 
+    optimizer: str = "adamw_torch_fused"
+    """Optimizer name as transformers spells it."""
     tokens: int | float | str | None = Field(default=None, json_schema_extra={"unit": "tokens"})
     """Token budget, such as 5_000_000, 1e9 or "10B": sets the number of optimizer steps, so that about this many tokens
     are trained on (``batch_size`` x ``gradient_accumulation`` x block length per step). In place of ``max_steps``."""

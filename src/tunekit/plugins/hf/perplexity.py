@@ -61,7 +61,8 @@ def measure_perplexity(
         with measure.attending(), torch.no_grad():
             begin = 0
             while begin < len(rows):
-                group, width = [], 0
+                group: list[Any] = []
+                width = 0
                 while begin < len(rows) and (not group or width + len(rows[begin]["input_ids"]) <= _TOKENS):
                     group.append(rows[begin])
                     width += len(group[-1]["input_ids"])

@@ -135,8 +135,10 @@ def _layers_above(model: Any, trained: set[str]) -> int | None:
 
 def _tied(model: Any, head: Any) -> bool:
     table = model.get_input_embeddings()
-    weight = getattr(head, "weight", None)
-    return weight is not None and weight is getattr(table, "weight", None) and bool(weight.requires_grad)
+    weight: Any = getattr(head, "weight", None)
+    if weight is None or weight is not getattr(table, "weight", None):
+        return False
+    return bool(weight.requires_grad)
 
 
 def _product_size(module: Any) -> int:
@@ -165,7 +167,7 @@ def _attention(model: Any, length: float, causal: bool, backward: int | None) ->
     seen = {True: min(length, window or length), False: length}
     keys = [seen["sliding" in str(kind)] for kind in kinds]
     both = sum(keys) + 2 * sum(keys if backward is None else keys[len(keys) - backward :])
-    return 4.0 * both * heads * size * (0.5 if causal else 1.0)
+    return float(4 * both * heads * size * (0.5 if causal else 1.0))
 
 
 def speed_metrics(
