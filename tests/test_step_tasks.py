@@ -68,3 +68,16 @@ def test_a_plan_file_says_it_the_same_way(tmp_path: Path) -> None:
     file.write_text("schema: 1\nmodel: m\nsteps:\n- post_pretrain: {data: a.txt, task: nerr}\n")
     with pytest.raises(PipelineError, match="no task 'nerr'"):
         load_yaml(file)
+
+
+def test_an_architecture_in_memory_becomes_plain_data() -> None:
+    class Config:
+        """As the configs of transformers are."""
+
+        model_type = "llama"
+
+        def to_json_string(self) -> str:
+            return '{"hidden_size": 64}'
+
+    step = Pipeline().pretrain("a.txt", architecture=Config()).plan.steps[0]
+    assert dict(step.options["architecture"]) == {"hidden_size": 64, "model_type": "llama"}

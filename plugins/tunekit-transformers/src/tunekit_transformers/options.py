@@ -156,7 +156,7 @@ class PretrainOptions(LanguageOptions):
     """Longest input the model accepts, in tokens; few-shot prompts must fit."""
     tie_embeddings: bool = True
     """Share the weights of input and output embeddings."""
-    parameters: int | None = Field(default=None, ge=1)
+    parameters: int | None = Field(default=None, ge=1, json_schema_extra={"unit": "parameters"})
     """Computed: weights of the model with a full vocabulary, embeddings included. Not to be set; use ``size``."""
 
     @field_validator("size")

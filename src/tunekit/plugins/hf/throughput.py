@@ -136,9 +136,8 @@ def _layers_above(model: Any, trained: set[str]) -> int | None:
 def _tied(model: Any, head: Any) -> bool:
     table = model.get_input_embeddings()
     weight: Any = getattr(head, "weight", None)
-    if weight is None or weight is not getattr(table, "weight", None):
-        return False
-    return bool(weight.requires_grad)
+    shared = weight is getattr(table, "weight", None)
+    return bool(shared and getattr(weight, "requires_grad", False))
 
 
 def _product_size(module: Any) -> int:
