@@ -97,6 +97,8 @@ CASES: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
         [{"text": "a", "text_pair": "b", "label": "2"}],
     ),
     ("classification", {"question": "a", "intent": "x"}, [{"text": "a", "label": "x"}]),
+    ("classification", {"ID": 4, "Text": "a", "Sentiment": "x"}, [{"text": "a", "label": "x"}]),
+    ("alpaca", {"Instruction": "a", "Input": "", "Output": "b"}, [{"prompt": [user("a")], "completion": [bot("b")]}]),
     ("regression", {"text": "a", "score": 3}, [{"text": "a", "score": 3.0}]),
     (
         "regression",
@@ -182,6 +184,8 @@ def test_a_bad_first_row_does_not_hide_the_format(tmp_path: Path) -> None:
     rows = [{"instruction": "a", "output": None}, *({"instruction": "a", "output": ["b", "c"]} for _ in range(4))]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
+    nulls = load_dataset([{"text": "a", "label": None}] * 3 + [{"text": "a", "label": "x"}], on_bad_row="skip")
+    assert (nulls.format, len(nulls)) == ("classification", 1)
     data = load_dataset(path, on_bad_row="skip")
     assert (data.format, len(data), data.bad_rows) == ("best_first", 4, [(1, "field 'output' is null")])
 
@@ -340,7 +344,7 @@ def test_a_tree_in_its_published_wrapper() -> None:
         ("ranked", {"prompt": "a", "completions": "bc", "ranks": [0, 1]}, "completions", "is text, not a list"),
         ("classification", {"text": "", "label": "x"}, "text", "is empty"),
         ("classification", {"text": "a", "label": 0.5}, "label", "a measure is a score"),
-        ("classification", {"text": "a", "label": ["x"]}, "label", "is a list, not text"),
+        ("classification", {"text": "a", "label": ["x"]}, "label", "is a list of 1; a row has one class"),
         ("classification", {"text": "a", "label": " "}, "label", "is empty"),
         ("token_classification", {"tokens": ["a"], "tags": ["O", "O"]}, "tags", "has 2 entries for 1 tokens"),
         ("token_classification", {"tokens": ["a", ""], "tags": ["O", "O"]}, "tokens[1]", "is empty"),

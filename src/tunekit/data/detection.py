@@ -203,7 +203,7 @@ def _look(
         return found
     columns, only_asked = found
     used = {*columns.values(), *given.values(), *form.columns, *form.optional}
-    if any(name in form.without and name not in used for name in names) or any(
+    if any(name.lower() in form.without and name not in used for name in names) or any(
         field in form.without for field in given
     ):
         return None
@@ -224,16 +224,17 @@ def _columns(
     found = dict(given)
     only_asked = False
     for both in form.together:
-        if not set(both) & set(given) and set(both.values()) <= set(free) and not set(both) <= set(free):
-            found |= both
-            free = [name for name in free if name not in both.values()]
+        named = {field: _called(column, free) for field, column in both.items()}
+        if not set(both) & set(given) and all(named.values()) and not set(both) <= set(free):
+            found |= {field: column for field, column in named.items() if column}
+            free = [name for name in free if name not in named.values()]
             break
     clash: _Clash | None = None
     for field in (*form.columns, *form.optional):
         if field in found or field in free:
             continue
-        for group in form.aliases.get(field, ()):
-            options = [name for name in free if name in group.removeprefix("?").split()]
+        for group in (field, *form.aliases.get(field, ())):
+            options = [name for name in free if name.lower() in group.removeprefix("?").split()]
             if len(options) > 1:
                 clash = clash or _Clash(form, field, tuple(options))
                 break
@@ -246,6 +247,13 @@ def _columns(
             if field in form.columns:
                 return None
     return clash or (found, only_asked)
+
+
+def _called(name: str, names: Sequence[str]) -> str | None:
+    """The column of that name, or else the one that differs in capitals only."""
+    if name in names:
+        return name
+    return next((other for other in names if other.lower() == name), None)
 
 
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row:

@@ -58,20 +58,22 @@ def _text(row: Row) -> bool:
 
 
 def _class(value: Any) -> bool:
-    """Whether it can be a class: a boolean, a whole number or a short text."""
+    """Whether it can be a class: a boolean, a whole number or a short text; of a list the row itself is told."""
     if isinstance(value, str):
         return len(value) <= 100
-    return isinstance(value, bool | int) or (isinstance(value, float) and value.is_integer())
+    return isinstance(value, bool | int | list) or (isinstance(value, float) and value.is_integer())
 
 
 def _classes(rows: Sequence[Row]) -> int:
     if any(is_float(row.get("label")) for row in rows):
         return NO
-    return mostly(lambda row: _text(row) and _class(row.get("label")))(rows)
+    given = [row for row in rows if row.get("label") is not None]
+    return mostly(lambda row: _text(row) and _class(row["label"]))(given) if given else NO
 
 
 def _scores(rows: Sequence[Row]) -> int:
-    return mostly(lambda row: _text(row) and number_of(row.get("score")) is not None)(rows)
+    given = [row for row in rows if row.get("score") is not None]
+    return mostly(lambda row: _text(row) and number_of(row["score"]) is not None)(given) if given else NO
 
 
 def _tagged(row: Row) -> bool:

@@ -212,6 +212,8 @@ def _class(value: Any, field: str) -> str:
         if not value.is_integer():
             raise RowProblem(field, f"is {kind_of(value)}; a class is text or a whole number, a measure is a score")
         return _digits(int(value), field)
+    if isinstance(value, list | tuple):
+        raise RowProblem(field, f"is a list of {len(value)}; a row has one class")
     return clean_text(value, field).strip()
 
 
