@@ -436,6 +436,20 @@ def test_label_names_are_sorted_by_what_they_are() -> None:
     assert label_counts(load_dataset([{"text": "a", "label": label} for label in "baabc"])) == {"a": 2, "b": 2, "c": 1}
 
 
+def test_class_numbers_of_datasets_objects_get_their_names() -> None:
+    datasets = pytest.importorskip("datasets")
+    label = datasets.ClassLabel(names=["bad", "good"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": label})
+    stored = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features=features)
+    for data in (load_dataset(stored), load_dataset(stored.to_iterable_dataset())):
+        assert [row["label"] for row in data.rows()] == ["good", "bad", "-1"]
+    tags = datasets.Sequence(datasets.ClassLabel(names=["O", "B-PER", "I-PER"]))
+    features = datasets.Features({"tokens": datasets.Sequence(datasets.Value("string")), "ner_tags": tags})
+    stored = datasets.Dataset.from_dict({"tokens": [["In", "Ann", "Lee"]], "ner_tags": [[0, 1, 2]]}, features=features)
+    assert load_dataset(stored).peek() == [{"tokens": ["In", "Ann", "Lee"], "tags": ["O", "B-PER", "I-PER"]}]
+    assert load_dataset(stored).total() == 1
+
+
 def test_labels_that_make_no_classes() -> None:
     many = load_dataset([{"text": "a", "label": f"l{number}"} for number in range(50)])
     assert len(label_names(many)) == 50

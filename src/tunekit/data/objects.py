@@ -180,4 +180,42 @@ def object_source(value: Any, name: str = "") -> MemorySource:
             fix="pass a path, a list of rows such as [{'prompt': ..., 'completion': ...}], a generator or a function "
             "that makes one, a datasets.Dataset or a pandas DataFrame",
         )
-    return MemorySource(name or (kind if library != "datasets" else f"datasets.{kind}"), value)
+    if library == "datasets":
+        names = class_names(value)
+        named = (_SizedNamed if isinstance(value, Sized) else _Named)(value, names) if names else value
+        return MemorySource(name or f"datasets.{kind}", named)
+    return MemorySource(name or kind, value)
+
+
+def class_names(value: Any) -> dict[str, list[str]]:
+    """Column -> names of its classes, where a ``datasets`` object says what its numbers mean, alone or in lists."""
+    found: dict[str, list[str]] = {}
+    for column, feature in dict(getattr(value, "features", None) or {}).items():
+        inner = getattr(feature, "feature", feature)
+        names = getattr(inner, "names", None)
+        if type(inner).__name__ == "ClassLabel" and isinstance(names, list):
+            found[str(column)] = [str(name) for name in names]
+    return found
+
+
+class _Named:
+    """A ``datasets`` object whose class numbers are given by their names. Unknown numbers (-1: no label) stay."""
+
+    def __init__(self, data: Any, names: Mapping[str, list[str]]) -> None:
+        self._data = data
+        self._names = names
+
+    def __iter__(self) -> Iterator[Any]:
+        for row in self._data:
+            yield {key: _name(item, self._names[key]) if key in self._names else item for key, item in row.items()}
+
+
+class _SizedNamed(_Named):
+    def __len__(self) -> int:
+        return len(self._data)
+
+
+def _name(value: Any, names: list[str]) -> Any:
+    if isinstance(value, list):
+        return [_name(item, names) for item in value]
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
