@@ -43,7 +43,7 @@ def corpus(tmp_path: Path) -> Path:
 def test_a_folder_is_read_in_the_order_of_its_paths(corpus: Path) -> None:
     assert texts(corpus) == texts(str(corpus) + "/") == ["a1", "b1", "b2", "c1"]
     data = load_dataset(corpus)
-    assert data.describe() == f"{corpus}/: text (3 files), 4 rows"
+    assert data.describe() == f"{corpus}/: text (3 files, not read: notes.log), 4 rows"
     assert (len(data), data.total(), data.source) == (4, 4, corpus)
     assert [f.code for f in Pipeline().pretrain(data=corpus).check() if f.level == "error" and f.step] == []
 
@@ -142,6 +142,10 @@ def test_links_that_lead_back_end(tmp_path: Path) -> None:
     write(tmp_path / "a/x.jsonl", lines("x"))
     (tmp_path / "a/up").symlink_to(tmp_path)
     assert texts(tmp_path) == ["x"]
+    elsewhere = tmp_path / "data"
+    elsewhere.mkdir()
+    (elsewhere / "linked").symlink_to(tmp_path / "a")
+    assert texts(elsewhere) == ["x"]
 
 
 def test_a_folder_that_datasets_wrote(tmp_path: Path) -> None:

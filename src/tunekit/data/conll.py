@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tunekit.data.files import lines
+from tunekit.data.files import CHUNK, lines
 from tunekit.data.rows import RawRow, RowProblem
 from tunekit.errors import DataError
 
@@ -122,16 +122,22 @@ def looks_like_conll(path: Path) -> bool:
     The tags are those of named entities (``O``, ``B-...``). In a file with tabs other tags do as well, where blank
     lines part groups of lines without a space in them.
     """
+    head: list[str] = []
+    held = 0
     try:
-        head = list(itertools.islice(lines(path), _SNIFFED))
+        for _, line in itertools.islice(lines(path), _SNIFFED):
+            if isinstance(line, RowProblem):
+                return False
+            head.append(line)
+            held += len(line)
+            if held > CHUNK:
+                break
     except DataError:
         return False
     layout = _Layout()
     groups, filled, entity, spaces = 0, 0, True, False
     open_group = False
-    for _, line in head:
-        if isinstance(line, RowProblem):
-            return False
+    for line in head:
         if layout.separates(line):
             open_group = False
             continue

@@ -6,7 +6,7 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -19,6 +19,8 @@ __all__ = ["FilesSource", "folder_files", "glob_files", "has_magic", "open_files
 
 _LOOKED_AT = 200
 """Files whose columns are compared when the data set is opened; those of the rest show when their rows are read."""
+
+_TABLES = ("csv", "tsv", "parquet")
 
 _HEAD = 5
 """Rows of each that are looked at."""
@@ -49,15 +51,18 @@ class FilesSource:
         name: for people: the folder or pattern.
         root: the folder; names of files are told relative to it.
         files: sources of one kind.
+        others: names of files that are not read.
 
     Attributes:
         files: the paths, in order.
+        others: as above.
     """
 
-    def __init__(self, name: str, root: Path, files: Sequence[FileSource]) -> None:
+    def __init__(self, name: str, root: Path, files: Sequence[FileSource], others: Sequence[str] = ()) -> None:
         self.name = name
         self.path: Path | None = root
         self._sources = tuple(files)
+        self.others = tuple(others)
         self.files = tuple(source.path for source in files if source.path is not None)
         self.kind = files[0].kind
         self.rule = files[0].rule
@@ -98,14 +103,26 @@ class FilesSource:
         except ValueError:
             return str(path)
 
-    def check_columns(self, needed: Iterable[str] = ()) -> None:
-        """Compare the columns of the files: tables must have the same, other files those that the format needs.
+    def check_tables(self) -> None:
+        """Compare the columns of tables, which must be the same in every file.
 
         Raises:
             DataError: naming two files that differ and their columns.
         """
-        exact = self.kind in ("csv", "tsv", "parquet")
-        needed = set(needed)
+        if self.kind in _TABLES:
+            self._compare(lambda first, other: first ^ other)
+
+    def check_needed(self, needed: Iterable[str]) -> None:
+        """Look in every file for the columns that the format needs and the first file has.
+
+        Raises:
+            DataError: naming two files that differ and their columns.
+        """
+        names = set(needed)
+        if self.kind not in _TABLES:
+            self._compare(lambda first, other: (names & first) - other)
+
+    def _compare(self, difference: Callable[[set[str], set[str]], set[str]]) -> None:
         first: tuple[Path, set[str]] | None = None
         for source in self._sources[:_LOOKED_AT]:
             values = [row.value for row in islice(source.rows(), _HEAD)]
@@ -115,7 +132,7 @@ class FilesSource:
             assert source.path is not None
             if first is None:
                 first = (source.path, columns)
-            differ = columns ^ first[1] if exact else (needed & first[1]) - columns
+            differ = difference(first[1], columns)
             if differ:
                 raise self._differ(first, (source.path, columns), sorted(differ))
 
@@ -174,26 +191,35 @@ def _expand(pattern: str) -> Iterator[str]:
     return glob.iglob(pattern, recursive=True)  # noqa: PTH207
 
 
-def folder_files(folder: Path) -> list[Path]:
-    """The data files in a folder and the folders in it, sorted; hidden ones and those beside the data left out.
+def folder_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """The data files in a folder and the folders in it, sorted, and the names of what is no data and no README either.
+
+    Hidden files are left out.
 
     Raises:
         DataError: if there is none, the files are the splits of one data set, or one is there packed and unpacked.
     """
     found: list[Path] = []
     others: list[str] = []
-    for place, folders, names in os.walk(folder):
+    beside: list[str] = []
+    seen = {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
+        # Links are followed, but none back to where the walk has been.
+        folders[:] = [name for name in folders if not _been(Path(place) / name, seen)]
         for name in sorted(names):
             path = Path(place) / name
             if name.startswith((".", "_")):
                 continue
-            if known_kind(path) is None or _BESIDE.fullmatch(name):
+            if _BESIDE.fullmatch(name):
+                beside.append(name)
+            elif known_kind(path) is None:
                 others.append(name)
             else:
                 found.append(path)
     found.sort()
     if not found:
+        others += beside
         raise DataError(
             f"{folder} is a folder without data files.",
             code="folder",
@@ -212,7 +238,14 @@ def folder_files(folder: Path) -> list[Path]:
             fix="take one of them away, or pass a pattern that names one",
             details={"file": str(double)},
         )
-    return found
+    return found, others
+
+
+def _been(folder: Path, seen: set[str]) -> bool:
+    real = os.path.realpath(folder)
+    known = real in seen
+    seen.add(real)
+    return known
 
 
 def _refuse_splits(folder: Path, files: Sequence[Path]) -> None:
@@ -236,7 +269,13 @@ def _refuse_splits(folder: Path, files: Sequence[Path]) -> None:
 
 
 def open_files(
-    name: str, root: Path, files: Sequence[Path], *, rule: str | None = None, header: str | None = None
+    name: str,
+    root: Path,
+    files: Sequence[Path],
+    *,
+    rule: str | None = None,
+    header: str | None = None,
+    others: Sequence[str] = (),
 ) -> FileSource | FilesSource:
     """One source over files of one kind.
 
@@ -246,6 +285,7 @@ def open_files(
         files: existing files, in order.
         rule: for plain text, one of :data:`tunekit.data.readers.TEXT_RULES`; None detects one rule for all files.
         header: as for :class:`FileSource`.
+        others: names of files beside them that are not read, for people.
 
     Raises:
         DataError: if they are of several kinds, or of none that is known.
@@ -272,7 +312,7 @@ def open_files(
         )
     sources = [FileSource(path, kind, rule=rule, header=header) for kind, paths in kinds.items() for path in paths]
     sources = _agree(name, root, sources, rule)
-    return sources[0] if len(sources) == 1 else FilesSource(name, root, sources)
+    return sources[0] if len(sources) == 1 and not others else FilesSource(name, root, sources, others)
 
 
 def _agree(name: str, root: Path, sources: list[FileSource], rule: str | None) -> list[FileSource]:

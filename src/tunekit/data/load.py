@@ -22,6 +22,7 @@ from tunekit.errors import AmbiguousNameError, DataError, nearest
 __all__ = ["canonical_dataset", "find_format", "load_dataset", "looks_like_hub_id"]
 
 _SAMPLE = 20
+_SAMPLE_CHARS = 16 << 20
 
 
 def load_dataset(
@@ -79,11 +80,13 @@ def load_dataset(
         )
     rule = None if wanted is None or wanted.provider else str(format).rpartition("/")[2]
     source = _open(ref, rule, _header(columns), streaming)
+    if isinstance(source, FilesSource):
+        source.check_tables()
     head = _head(source, on_bad_row)
     reading = _reading(source, head, accepts, wanted, dict(columns or {}), formats)
     form = reading.form
     if isinstance(source, FilesSource):
-        source.check_columns(reading.columns.get(field, field) for field in form.columns)
+        source.check_needed(reading.columns.get(field, field) for field in form.columns)
     schema, change = _shape(source, form, tuple(accepts))
     own = guarded(form) if form.provider else form.convert
     convert = canonical_converter(renaming(own, reading.columns), form.schema, change)
@@ -114,6 +117,9 @@ def _note(source: Source) -> str:
     notes = [TEXT_RULES.get(source.rule, "")]
     if isinstance(source, FilesSource):
         notes.append(f"{len(source.files)} files")
+        if source.others:
+            shown = ", ".join(source.others[:3]) + (" ..." if len(source.others) > 3 else "")
+            notes.append(f"not read: {shown}")
     if isinstance(source, FileSource | FilesSource) and source.kind in ("csv", "tsv") and not source.header:
         notes.append("no header")
     return ", ".join(filter(None, notes))
@@ -254,7 +260,8 @@ def _open(ref: Any, rule: str | None, header: str | None, streaming: bool) -> So
         if saved is not None:
             return saved
         name = text.rstrip("/") + "/"
-        return _checked(open_files(name, path, folder_files(path), rule=_text_only(rule), header=header), rule)
+        files, others = folder_files(path)
+        return _checked(open_files(name, path, files, rule=_text_only(rule), header=header, others=others), rule)
     kind = file_kind(path)
     if kind is None:
         raise DataError(
@@ -324,9 +331,12 @@ def _head(source: Source, on_bad_row: str = "error") -> list[RawRow]:
         DataError: if there are none.
     """
     head: list[RawRow] = []
+    held = 0
     for row in itertools.islice(source.rows(), _SAMPLE):
         head.append(row)
-        if row.problem is not None and on_bad_row == "error":
+        if isinstance(row.value, dict):
+            held += sum(len(value) for value in row.value.values() if isinstance(value, str))
+        if held > _SAMPLE_CHARS or (row.problem is not None and on_bad_row == "error"):
             break
     if not head:
         raise empty_error(source)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from tunekit.data.files import MAX_ROW, data_error, lines, too_long
+from tunekit.data.files import CHUNK, MAX_ROW, data_error, lines, too_long
 from tunekit.data.rows import RawRow, RowProblem
 from tunekit.errors import DataError
 
@@ -237,11 +237,18 @@ def _header(path: Path, record: list[str], at: int) -> list[str]:
 def sniff_header(path: Path, kind: str) -> bool | None:
     """:func:`has_header` of a file; None too if it cannot be read, which reading its rows will say."""
     reader = csv_records if kind == "csv" else tsv_records
+    records: list[list[str]] = []
+    held = 0
     try:
-        records = [record for _, record in islice(reader(path), _SNIFFED)]
+        for _, record in islice(reader(path), _SNIFFED):
+            if isinstance(record, list) and record:
+                records.append(record)
+                held += sum(map(len, record))
+            if held > CHUNK:
+                break
     except DataError:
         return None
-    return has_header([record for record in records if isinstance(record, list) and record])
+    return has_header(records)
 
 
 def has_header(records: Sequence[Sequence[str]]) -> bool | None:
