@@ -182,7 +182,7 @@ def test_parts_in_memory_short_names_and_generators(files: tuple[str, str]) -> N
     frame = pandas.DataFrame({"text": [f"f{i}" for i in range(60)]})
     made = mix(
         [
-            {"data": frame, "weight": 2, "name": "frame"},
+            {"data": frame, "weight": 2},
             {"data": ({"text": f"g{i}"} for i in range(50)), "weight": 1, "name": "made"},
             {"data": "tunekit/stdlib-text", "weight": 1},
         ],
@@ -196,7 +196,9 @@ def test_parts_in_memory_short_names_and_generators(files: tuple[str, str]) -> N
     assert not [finding for finding in p.check() if "data" in finding.code or "row" in finding.code]
     opened = Session().resolve_dataset(ref, accepts=("text",), objects=p._objects)
     assert opened.validate() == 100
-    assert [part["rows"] for part in opened.parts] == [50, 25, 25]
+    assert [(part["name"], part["rows"]) for part in opened.parts] == [
+        ("DataFrame", 50), ("made", 25), ("tunekit/stdlib-text", 25),
+    ]  # fmt: skip
     assert isinstance(opened, Dataset) and tunekit.mix is mix
 
 

@@ -164,6 +164,8 @@ def _wrong(reason: str, *, suggestions: Sequence[str] = (), fix: str = "") -> Da
 def _label(part: Mapping[str, Any]) -> str:
     data = part.get("data")
     kind = data.kind if isinstance(data, Replay) else type(data).__name__
+    if isinstance(data, str) and data.startswith("object:"):
+        kind, data = data.removeprefix("object:").rpartition("-")[0], None  # as a plan refers to what is in memory
     return str(part.get("name") or (data if isinstance(data, str | Path) else kind))
 
 
