@@ -216,11 +216,21 @@ def _after(
 ) -> dict[str, hf.Perplexity]:
     made: dict[str, hf.Perplexity] = {}
     if held_out is not None:
-        made["validation"] = hf.measure_perplexity(trainer.model, held_out, objective=objective.name)
+        made["validation"] = _just_measured(ctx, trainer) or hf.measure_perplexity(
+            trainer.model, held_out, objective=objective.name
+        )
     general = ctx.further_data.get("general_data")
     if general is not None:
         made["general"] = _measured(ctx, objective, trainer.model, tokenizer, length, "general", general)
     return made
+
+
+def _just_measured(ctx: StepContext, trainer: Any) -> hf.Perplexity | None:
+    """What the trainer itself measured on the held-out rows after the last step, on the weights that are handed on."""
+    row = next((row for row in reversed(trainer.state.log_history) if "eval_loss" in row), None)
+    if row is None or row["step"] != trainer.state.global_step or ctx.options.keep_best:
+        return None
+    return hf.Perplexity(row["eval_perplexity"], row["eval_loss"], round(row["eval_tokens"]))
 
 
 def _measured(
