@@ -46,7 +46,7 @@ def _preview(
         with render.only_json_on_stdout(json):
             found = read_pipeline(plan).preview(step, n, workdir=workdir, scan=scan)
         if json:
-            render.write_json(found.to_dict())
+            render.write_json({"ok": True, "exit_code": 0, **found.to_dict()})
             return
         command.out.print(found, highlight=False)
         if table:
