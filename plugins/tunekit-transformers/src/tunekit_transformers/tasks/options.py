@@ -226,9 +226,11 @@ class MultitaskOptions(_TaskOptions):
 
     @model_validator(mode="after")
     def _tasks_and_data(self) -> Self:
-        for name in self.tasks:
+        for name, task in self.tasks.items():
             if not _NAME.fullmatch(name):
                 raise ValueError(f"the task name {name!r} must be letters, digits, - and _, and begin with a letter")
+            if isinstance(task, RegressionTask) and task.pooling == "cosine":
+                raise ValueError(f"{name!r} cannot have pooling='cosine' among several tasks: it trains no head")
         if self.data is not None:
             raise ValueError("several tasks have their data in task={name: {'data': ...}}, not in data=")
         own = ("format", "columns", "limit", "validation", "shuffle", "dedupe", "decontaminate")

@@ -106,12 +106,6 @@ class Multitask:
         config = copy.deepcopy(loaded.model.config)
         for name, entry in options.tasks.items():
             source, rows = _parts(ctx, name, entry)
-            if entry.task == "regression" and entry.pooling == "cosine":
-                raise OptionsError(
-                    f'Task {name!r}: pooling="cosine" has no head, so it cannot stand among several tasks.',
-                    code="multitask-cosine",
-                    fix="leave pooling out, or train it in a step of its own",
-                )
             setups[name] = _Setup(
                 ctx, entry.task, entry, rows, source, loaded.model, loaded.tokenizer, options.max_length, name
             )

@@ -459,6 +459,9 @@ class Measuring(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         every = self.options.validate_every
+        if self.on and every is None and abs(state.epoch - round(state.epoch)) < 1e-6:
+            # With the last step of an epoch, not behind it: a checkpoint of that step then knows of the measurement.
+            control.should_evaluate = True
         if self.on and ((every is not None and state.global_step % every == 0) or state.global_step >= state.max_steps):
             control.should_evaluate = True
         return control
