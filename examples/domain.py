@@ -43,7 +43,7 @@ def main() -> None:
     )
     print(line.explain())
     result = line.run(workdir=args.workdir, progress=True)
-    metrics = result.step("post_pretrain").metrics
+    metrics = result.step("post_pretrain").artifact.metrics
     for name, key in (("domain, held out", "perplexity"), ("general", "general_perplexity")):
         print(
             f"{name:17} perplexity {metrics[f'{key}_before']:7.2f} -> {metrics[key]:7.2f}"

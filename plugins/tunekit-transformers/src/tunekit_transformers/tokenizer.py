@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ CHAT_TEMPLATE = (
 
 _SPACE = "▁"
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+_ALPHABET = 1000
+"""Letters of a WordPiece vocabulary: the most frequent ones."""
 _BYTE_SCORE = -1e4
 """Log-probability of a byte token in a Unigram model: a text that spells ``<0x41>`` out is never read as that byte."""
 
@@ -174,7 +177,7 @@ def _subwords(
     raw = Tokenizer(models.BPE() if kind == "bpe" else models.Unigram())
     raw.pre_tokenizer = split
     if kind == "bpe":
-        trainer = trainers.BpeTrainer(vocab_size=room, initial_alphabet=alphabet, show_progress=False)
+        trainer: Any = trainers.BpeTrainer(vocab_size=room, initial_alphabet=alphabet, show_progress=False)
     else:
         trainer = trainers.UnigramTrainer(
             vocab_size=room + 1,
@@ -232,8 +235,33 @@ def _wordpiece(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.BertPreTokenizer()]
     )
     backend.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=front, show_progress=False)
-    backend.train_from_iterator(texts, trainer)
+    documents = list(texts)
+    counts = Counter(letter for text in documents for letter in backend.normalizer.normalize_str(text))
+    common = sorted(counts, key=lambda letter: (-counts[letter], letter))
+    alphabet = sorted([letter for letter in common if not letter.isspace()][:_ALPHABET])
+
+    def learn(size: int, first: list[str]) -> dict[str, int]:
+        backend.train_from_iterator(
+            documents,
+            trainers.WordPieceTrainer(
+                vocab_size=size,
+                special_tokens=first,
+                initial_alphabet=alphabet,
+                limit_alphabet=len(alphabet),
+                show_progress=False,
+            ),
+        )
+        learned: dict[str, int] = json.loads(backend.to_str())["model"]["vocab"]
+        return learned
+
+    # The library numbers letters inside words in an order that differs from run to run, and pairs that occur equally
+    # often are merged by number. Letters that are known beforehand keep their numbers.
+    inner = sorted(token for token in learn(len(front), front) if token.startswith("##"))
+    learned = learn(vocab_size, [*front, *inner])
+    trained = Tokenizer(models.WordPiece(learned, unk_token="[UNK]"))
+    trained.normalizer, trained.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    trained.decoder = backend.decoder
+    backend = trained
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
