@@ -88,6 +88,12 @@ def test_whole_words_are_chosen_with_all_their_tokens(kind: str) -> None:
             assert len(parts) == 1, made.convert_ids_to_tokens(ids[[w == word for w in words]].tolist())
 
 
+def test_a_wordpiece_tokenizer_comes_out_the_same_each_time(tokenizer: Any) -> None:
+    """The library by itself numbers letters, and so merges pairs, in another order each time."""
+    made = {train_tokenizer(TEXTS, 400, 128, kind="wordpiece").backend_tokenizer.to_str() for _ in range(3)}
+    assert made == {tokenizer.backend_tokenizer.to_str()}
+
+
 def test_what_is_hidden_depends_on_seed_epoch_and_row_alone(tokenizer: Any) -> None:
     rows = MaskedRows(Rows([tokenizer(text)["input_ids"] for text in TEXTS]), Masking(tokenizer), 3)
     first = rows[4]["input_ids"].tolist()
