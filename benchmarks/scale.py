@@ -4,9 +4,8 @@ Run it with ``python benchmarks/scale.py [--size 5GB] [--shape conversation|text
 file of that size into a temporary folder and one of 2 MB beside it, measures each part in a fresh interpreter on both,
 and removes them. The model is a tiny Llama with a tokenizer of bytes, so that memory above the model's is memory of the
 data: the peak on the large file less the peak on the small one, which holds the model, the libraries and the same
-training steps. Then it tokenizes 1, 2 and 4 parts of the file and prints rows per
-second of CPU time. Exits with 1 if a limit is
-not met.
+training steps. Then it tokenizes 1, 2 and 4 parts of the file and prints rows per second of CPU time. Exits with 1 if a
+limit is not met.
 """
 
 from __future__ import annotations
