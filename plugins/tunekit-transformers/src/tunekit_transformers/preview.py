@@ -78,7 +78,7 @@ def _blocks(ctx: PreviewContext, tokenizer: Any, facts: ModelFacts) -> BlockData
             documents.append(ids)
             tokens += len(ids)
     lengths = np.array([len(ids) for ids in documents], dtype=np.int64)
-    made = _Documents(
+    made: Any = _Documents(
         tokens=np.array([token for ids in documents for token in ids], dtype=np.int64),
         starts=np.cumsum(lengths) - lengths,
         facts=TokenFacts(documents=len(documents), tokens=tokens, fingerprint=""),

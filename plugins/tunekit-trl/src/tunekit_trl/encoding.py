@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from tunekit.errors import DataError
 from tunekit.plugins import ModelFacts
@@ -27,6 +27,7 @@ SKIPPABLE = ("no-targets", "equal-answers")
 """Codes of rows that ``on_bad_row="skip"`` leaves out; any other error ends the training."""
 
 T = TypeVar("T")
+P = ParamSpec("P")
 Row = Mapping[str, Any]
 
 _DEFAULT_TRAIN_ON = {"prompt_completion": "completion", "conversation": "all-assistant", "text": "all"}
@@ -171,9 +172,9 @@ class Encoder:
 
         All texts go to the tokenizer at once, which spreads them over its threads. Hundreds of rows are a good number.
         """
-        rendered = [_attempt(lambda row=row: self.rendered(row, schema, train_on)) for row in rows]
+        rendered = [_attempt(self.rendered, row, schema, train_on) for row in rows]
         return [
-            found if isinstance(found, DataError) else _attempt(lambda found=found: self._example(*found))
+            found if isinstance(found, DataError) else _attempt(self._example, *found)
             for found in self._tokens(rendered)
         ]
 
@@ -189,9 +190,7 @@ class Encoder:
     def pairs(self, rows: Sequence[Row]) -> list[Pair | DataError]:
         """What :meth:`pair` gives for each of ``rows``, or raises for it; all texts are tokenized at once."""
         sides = ("chosen", "rejected")
-        rendered = [
-            _attempt(lambda row=row, side=side: self.renderer.pair(row, side)) for row in rows for side in sides
-        ]
+        rendered = [_attempt(self.renderer.pair, row, side) for row in rows for side in sides]
         tokens = self._tokens(rendered)
         made: list[Pair | DataError] = []
         for chosen, rejected in zip(tokens[::2], tokens[1::2], strict=True):
@@ -200,7 +199,7 @@ class Encoder:
             elif isinstance(rejected, DataError):
                 made.append(rejected)
             else:
-                made.append(_attempt(lambda a=chosen[1], b=rejected[1]: self._pair(a, b)))
+                made.append(_attempt(self._pair, chosen[1], rejected[1]))
         return made
 
     def rendered(self, row: Row, schema: str, train_on: str, *, turns: bool = False) -> Rendered:
@@ -258,7 +257,8 @@ class Encoder:
         answers = [side.ids[begin:][:room] for side in sides]
         pair = Pair(
             chosen.ids[:begin],
-            *answers,
+            answers[0],
+            answers[1],
             cut=sum(max(0, len(side.ids) - self.max_length) for side in sides),
             boundary=next((side.boundary for side in sides if side.boundary != "exact"), "exact"),
             stopped=(self._ends(answers[0]), self._ends(answers[1])),
@@ -338,7 +338,7 @@ class Encoder:
                 made.append(item)
                 continue
             tokens = next(located)
-            done = _attempt(lambda item=item, tokens=tokens: self._finish(item, tokens))
+            done = _attempt(self._finish, item, tokens)
             made.append(done if isinstance(done, DataError) else (item, done))
         return made
 
@@ -491,9 +491,9 @@ def encoder_from(tokenizer: Any, facts: ModelFacts, max_length: int) -> Encoder:
     return Encoder(tokenizer, max_length, frozenset(map(int, facts.stop_ids)), facts.embeddings)
 
 
-def _attempt(make: Callable[[], T]) -> T | DataError:
+def _attempt(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | DataError:
     try:
-        return make()
+        return make(*args, **kwargs)
     except DataError as error:
         return error
 
