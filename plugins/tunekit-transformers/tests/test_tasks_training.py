@@ -376,3 +376,22 @@ def test_measurements_survive_an_interruption(tmp_path: Path) -> None:
     for key in ("best_step", "weights_of_step"):
         assert parts.artifact.details[key] == whole.artifact.details[key]
     assert parts.artifact.model.weights_hash == whole.artifact.model.weights_hash
+
+
+def test_an_encoder_without_pooler_is_read_as_it_was_saved(tmp_path: Path) -> None:
+    """A layer that is not in the folder must not be drawn at random while it is read."""
+    model, tokenizer = bert(pooler=False)
+    hf.save_model(model, tokenizer, tmp_path / "model")
+    loaded = hf.load_folder(tmp_path / "model").model
+    assert type(loaded) is transformers.BertModel and loaded.pooler is None
+    ids = torch.tensor([[2, 5, 6, 3]])
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).last_hidden_state, model(ids).last_hidden_state)
+    # A classifier on BERT reads the pooler: a new one is drawn with the head, by the seed, and trained beside LoRA.
+    steps = [
+        run(bert(pooler=False), tmp_path / name, task="classification", data=CLASSES, max_steps=2, adapter=lora(r=2))
+        for name in ("a", "b")
+    ]
+    first, second = (step.steps[-1] for step in steps)
+    assert first.artifact.model.weights_hash == second.artifact.model.weights_hash
+    assert first.artifact.details["merge_proof"]["changed_tensors"] > 0
