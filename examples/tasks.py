@@ -46,8 +46,8 @@ TASKS: dict[str, dict[str, Any]] = {
         "task": "ner",
         "data": "ncbi-disease/train.tsv",
         "test": "ncbi-disease/test.tsv",
-        "limit": 3000,
-        "epochs": 1.0,
+        "epochs": 2.0,
+        "batch_size": 16,
         "learning_rate": 3e-4,
         "show": ("f1", "precision", "recall"),
     },
@@ -63,6 +63,7 @@ TASKS: dict[str, dict[str, Any]] = {
     },
 }
 TOGETHER = ("sst2", "ncbi", "stsb")
+OF_THE_RUN = ("epochs", "learning_rate", "batch_size", "pooling")
 
 
 def with_paths(task: dict[str, Any], data: Path, rows: int | None) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def main() -> None:
         for name in TOGETHER:
             entry = with_paths(TASKS[name], args.data, args.rows or 1200)
             # Steps, learning rates and lengths are those of the whole run; a head reads both texts of a pair together.
-            several[name] = {k: v for k, v in entry.items() if k not in ("epochs", "learning_rate", "pooling")}
+            several[name] = {k: v for k, v in entry.items() if k not in OF_THE_RUN}
         line = Pipeline(model=args.model).post_pretrain(task=several, epochs=2.0, learning_rate=2e-4, **common)
     else:
         line = Pipeline(model=args.model).post_pretrain(
