@@ -16,6 +16,7 @@ from tunekit.plugins.hf.arguments import training_arguments
 from tunekit.plugins.hf.batches import BatchPlan, Collator, RowSource
 from tunekit.plugins.hf.callback import TunekitCallback
 from tunekit.plugins.hf.isolation import proven_layout
+from tunekit.plugins.hf.low_rank import fused_low_rank
 from tunekit.plugins.hf.pieces import PieceLoss
 from tunekit.plugins.hf.validation import AlreadyStopped, Validation
 
@@ -173,7 +174,7 @@ class TokenTrainer(Trainer):
         """Train, as ``transformers.Trainer.train``; with ``keep_best`` the model has the best weights afterwards."""
         noise = self._noise_hook()
         try:
-            with self._loss.attending():
+            with self._loss.attending(), fused_low_rank(self.model):
                 output = super().train(*args, **kwargs)
         except AlreadyStopped:
             output = None
