@@ -248,8 +248,10 @@ def _tunekit(arguments: argparse.Namespace, rows: list[dict[str, str]], folder: 
         return output
 
     hf.TokenTrainer._inner_training_loop = timed
-    filled = {"max_tokens_per_batch": BATCH * 160} if arguments.child == "tunekit-tokens" else {"batch_size": BATCH}
-    length = {"max_steps": arguments.steps} if arguments.steps else {"epochs": arguments.epochs}
+    filled: dict[str, Any] = (
+        {"max_tokens_per_batch": BATCH * 160} if arguments.child == "tunekit-tokens" else {"batch_size": BATCH}
+    )
+    length: dict[str, Any] = {"max_steps": arguments.steps} if arguments.steps else {"epochs": arguments.epochs}
     (
         Pipeline(model=(model, tokenizer))
         .sft(data=rows, learning_rate=RATE, max_length=LENGTH, checkpoint_every=10**6, **filled, **length)
