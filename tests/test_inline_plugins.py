@@ -82,7 +82,7 @@ def asked(row: Any) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_decorator_takes_the_fields_of_its_spec(kind: str) -> None:
-    """Names, defaults and types agree, except that there is no target and options may be a class."""
+    """Names, defaults and types agree, except that there is no target, and options and preview may be the thing itself."""
     decorator, spec = getattr(tunekit.plugins, kind), KINDS[kind]
     parameters = inspect.signature(decorator).parameters
     fields = {field.name: field for field in dataclasses.fields(spec) if field.name != "target"}
@@ -91,7 +91,7 @@ def test_a_decorator_takes_the_fields_of_its_spec(kind: str) -> None:
         default = fields[name].default
         assert parameter.kind is parameter.KEYWORD_ONLY
         assert parameter.default == (parameter.empty if default is dataclasses.MISSING else default)
-        if name != "options":
+        if name not in ("options", "preview"):
             assert parameter.annotation == fields[name].type
     assert decorator.__doc__ and f"@{kind}(" in decorator.__doc__ and spec.__name__ in decorator.__doc__
 
