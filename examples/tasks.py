@@ -46,6 +46,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "task": "ner",
         "data": "ncbi-disease/train.tsv",
         "test": "ncbi-disease/test.tsv",
+        "limit": 2500,
         "epochs": 2.0,
         "batch_size": 16,
         "learning_rate": 3e-4,
