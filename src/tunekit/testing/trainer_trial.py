@@ -82,19 +82,20 @@ class KeptModel:
             keep(loaded)
 
         ctx._keep = keeping
-        before = self._files(ctx.dir)
+        before = self._files(ctx)
         artifact = yield
-        after = self._files(ctx.dir)
+        after = self._files(ctx)
         self.strays = sorted(name for name, stamp in after.items() if before.get(name) != stamp)
         self.logits = logits(kept[-1].model) if kept else None
         self.tokenizer = kept[-1].tokenizer if kept else None
         return artifact
 
-    def _files(self, own: Path) -> dict[str, tuple[int, int]]:
+    def _files(self, ctx: StepContext) -> dict[str, tuple[int, int]]:
+        own = tuple(folder for folder in (ctx.dir, ctx.cache) if folder is not None)
         found = {}
         for root in self.watched:
             for path in root.rglob("*"):
-                if path.is_file() and not path.is_relative_to(own) and not _FOREIGN.fullmatch(path.name):
+                if path.is_file() and not any(map(path.is_relative_to, own)) and not _FOREIGN.fullmatch(path.name):
                     facts = path.stat()
                     found[str(path)] = (facts.st_size, facts.st_mtime_ns)
         return found
