@@ -526,7 +526,7 @@ class TrainerSuite(Suite):
         )
         assert trial.kept.strays == [], told(
             f"the step left files outside its folder: {', '.join(trial.kept.strays or ())}",
-            "everything below ctx.dir, or ctx.cache for what can be made again: the rest is not cleaned up and not published",
+            "everything below ctx.dir or ctx.cache: the rest is not cleaned up and not published",
             "a log folder or cache of a library below the current directory, or output_dir without ctx.dir",
         )
 
