@@ -82,7 +82,7 @@ def asked(row: Any) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_decorator_takes_the_fields_of_its_spec(kind: str) -> None:
-    """Names, defaults and types agree, except that there is no target, and options and preview may be the thing itself."""
+    """Names, defaults and types agree, but there is no target, and options and preview may be the thing itself."""
     decorator, spec = getattr(tunekit.plugins, kind), KINDS[kind]
     parameters = inspect.signature(decorator).parameters
     fields = {field.name: field for field in dataclasses.fields(spec) if field.name != "target"}

@@ -318,9 +318,7 @@ class DataFormatSuite(Suite):
 
     def _same_rows(self, data: Dataset, spec: DataFormatSpec, how: str) -> None:
         got = list(data.rows())
-        pairs = [
-            (raw, one) for raw, made in self.good for one in ([made] if isinstance(made, Mapping) else list(made))
-        ]
+        pairs = [(raw, one) for raw, made in self.good for one in ([made] if isinstance(made, Mapping) else list(made))]
         assert len(got) == len(pairs), f"{len(self.good)} rows became {len(got)} {how}; expected are {len(pairs)}"
         for one, (raw, expected) in zip(got, pairs, strict=True):
             assert spec.schema in SCHEMAS, f"there is no row shape {spec.schema!r}: {', '.join(SCHEMAS)}"

@@ -48,8 +48,8 @@ class LoraAdapter:
         """The model with a fresh adapter on it: same output as before, since B starts at zero.
 
         Only the adapter is trainable; its weights are float32 whatever the base holds. The start values depend on
-        ``seed`` alone, and the caller's random state is left as it was. Modules that ``model.tunekit_new_modules`` names,
-        such as the head of a classifier, are trained in full and saved with the adapter.
+        ``seed`` alone, and the caller's random state is left as it was. Modules that ``model.tunekit_new_modules``
+        names, such as the head of a classifier, are trained in full and saved with the adapter.
 
         Raises:
             OptionsError: for layer names that the model does not have.

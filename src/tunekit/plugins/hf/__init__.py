@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from tunekit.plugins.hf.facts import model_facts as model_facts
     from tunekit.plugins.hf.finishing import finish as finish
     from tunekit.plugins.hf.loading import load_folder as load_folder
+    from tunekit.plugins.hf.perplexity import Perplexity as Perplexity
+    from tunekit.plugins.hf.perplexity import measure_perplexity as measure_perplexity
     from tunekit.plugins.hf.saving import count_parameters as count_parameters
     from tunekit.plugins.hf.saving import save_model as save_model
     from tunekit.plugins.hf.saving import strip_quantization as strip_quantization
     from tunekit.plugins.hf.silence import quiet as quiet
-    from tunekit.plugins.hf.perplexity import Perplexity as Perplexity
-    from tunekit.plugins.hf.perplexity import measure_perplexity as measure_perplexity
     from tunekit.plugins.hf.throughput import flops_per_token as flops_per_token
     from tunekit.plugins.hf.throughput import measured_peak as measured_peak
     from tunekit.plugins.hf.throughput import speed_metrics as speed_metrics

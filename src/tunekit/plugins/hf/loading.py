@@ -56,8 +56,8 @@ def folder_problems(path: Path) -> list[str]:
 def load_folder(path: Path, dtype: Any = None) -> LoadedModel:
     """The model and tokenizer in ``path``, on the default device, in evaluation mode.
 
-    The class is the one that wrote the folder: a causal or masked language model, a classifier, a tagger, or a body without
-    a head.
+    The class is the one that wrote the folder: a causal or masked language model, a classifier, a tagger, or a body
+    without a head.
 
     Args:
         path: a folder as ``save_pretrained`` writes it. A GPTQ folder needs gptqmodel and optimum.
