@@ -333,10 +333,11 @@ def specs_are_valid(facts: PluginFacts) -> Iterator[str]:
     if facts.modules and not facts.specs and not any(hook["marked"] for hook in facts.hooks):
         yield "it offers nothing: no function is marked with @hookimpl"
     for spec in facts.specs:
-        yield from _spec_values(spec)
+        read = facts.options["models"].get(spec["options"], {}) if spec["options"] else {}
+        yield from _spec_values(spec, asks_for_data=bool(read.get("further_data")))
 
 
-def _spec_values(spec: Mapping[str, Any]) -> Iterator[str]:
+def _spec_values(spec: Mapping[str, Any], *, asks_for_data: bool) -> Iterator[str]:
     from tunekit.data import SCHEMAS
 
     shapes = list(spec.get("data") or ()) if spec["kind"] in ("trainer", "step") else []
@@ -345,7 +346,7 @@ def _spec_values(spec: Mapping[str, Any]) -> Iterator[str]:
     for shape in shapes:
         if shape not in SCHEMAS:
             yield f"{_label(spec)} speaks of rows of the shape {shape!r}; known: {', '.join(SCHEMAS)}"
-    if spec["kind"] == "trainer" and not shapes:
+    if spec["kind"] == "trainer" and not shapes and not asks_for_data:
         yield f"{_label(spec)} accepts no rows: set data to the shapes it takes, such as ('prompt_completion',)"
     allowed = {"benchmark": ("needs", ("loglikelihood", "generation")), "step": ("makes", ("model", "report"))}
     if spec["kind"] in allowed:

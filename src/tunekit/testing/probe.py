@@ -219,6 +219,7 @@ def _options_model(target: str) -> dict[str, Any]:
         "unknown_refused": False,
         "undocumented": [],
         "fields": [],
+        "further_data": False,
     }
     try:
         model = load_target(target)
@@ -230,6 +231,8 @@ def _options_model(target: str) -> dict[str, Any]:
         seen["found"] = repr(model)
         return seen
     seen["fields"] = list(model.model_fields)
+    own = getattr(model, "further_data", None)
+    seen["further_data"] = own is not None and not own.__module__.startswith("tunekit.plugins.")
     seen["undocumented"] = [name for name, field in model.model_fields.items() if not (field.description or "").strip()]
     try:
         json.dumps(model.model_json_schema())
