@@ -195,6 +195,55 @@ def test_the_step_makes_a_model_with_the_new_tokens(tmp_path: Path) -> None:
     assert reread.decode(ids) == MEDICAL[0]
 
 
+def test_words_are_learned_where_the_tokenizer_does_not_split_texts(tmp_path: Path) -> None:
+    """As Llama 2 and Gemma: the text is one piece, yet no new token may span a space."""
+    from tokenizers import pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    old = train_tokenizer(GENERAL, 700, 64, byte_level=False)
+    backend = old.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never", split=False)
+    whole = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|pad|>")
+    made = extend_tokenizer(whole, ["the rest of the west of the rest"] * 20, size=12, folder=tmp_path)
+    assert any("rest" in token for token in made.tokens)
+    assert not [token for token in made.tokens if "▁" in token[1:]]
+
+
+def test_ids_with_a_gap_are_not_given_twice(tmp_path: Path) -> None:
+    import json
+
+    from transformers import PreTrainedTokenizerFast
+
+    old = train_tokenizer(GENERAL, 700, 64)
+    old.save_pretrained(tmp_path / "old")
+    file = tmp_path / "old" / "tokenizer.json"
+    data = json.loads(file.read_text(encoding="utf-8"))
+    last = max(data["model"]["vocab"], key=data["model"]["vocab"].get)
+    data["model"]["vocab"][last] += 7
+    file.write_text(json.dumps(data), encoding="utf-8")
+    gapped = PreTrainedTokenizerFast.from_pretrained(tmp_path / "old")
+    highest = max(gapped.get_vocab().values())
+    assert highest >= len(gapped)
+    made = extend_tokenizer(gapped, MEDICAL, size=15, folder=tmp_path / "new")
+    ids = list(made.tokenizer.get_vocab().values())
+    assert made.first_id == highest + 1
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_second_extension_goes_on_with_the_first(tmp_path: Path) -> None:
+    """T19: an adapter trains the tokens of both."""
+    model, tokenizer = tiny_pair()
+    size = len(tokenizer)
+    rows = [{"text": text} for text in MEDICAL]
+    result = (
+        Pipeline(model=(model, tokenizer))
+        .extend_vocabulary(data=rows, size=0, tokens=["<sql>", "<py>"])
+        .extend_vocabulary(data=rows, size=0, tokens=["<c>"])
+        .run(workdir=tmp_path)
+    )
+    assert result.model.load()[0].config.tunekit_new_tokens == [size, 3]
+
+
 SMALL: dict[str, Any] = {
     "max_steps": 1, "hidden_size": 16, "heads": 2, "kv_heads": 1, "layers": 1, "max_length": 32, "vocab_size": 400,
 }  # fmt: skip

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["NEW_TOKENS", "ExtendOptions", "ExtendVocabulary"]
 
 NEW_TOKENS = "tunekit_new_tokens"
-"""Entry of the model's config: first id and number of the tokens that were added. Adapters train their rows."""
+"""Entry of the model's config: first id and number of the tokens that were added, by all such steps so far. Adapters
+train their rows."""
 
 _LEARNED = 1000
 
@@ -97,7 +98,9 @@ class ExtendVocabulary:
         rows_before = int(loaded.model.get_input_embeddings().weight.shape[0])
         with hf.quiet():
             extend_embeddings(loaded.model, made, options.init, ctx.seed)
-        setattr(loaded.model.config, NEW_TOKENS, [made.first_id, len(made.tokens)])
+        end = made.first_id + len(made.tokens)
+        begin = min([made.first_id, *(getattr(loaded.model.config, NEW_TOKENS, None) or ())[:1]])
+        setattr(loaded.model.config, NEW_TOKENS, [begin, end - begin])
 
         def measured(tokenizer: Any) -> dict[str, Fertility]:
             if options.languages:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,11 @@ _MOST_WORDS = 2_000_000
 """Different words that are counted at most; rare ones are let go beyond that."""
 
 _NEVER = -1e4
+
+_SPACE = "▁"
+_WORDS = re.compile(f"{_SPACE}*[^{_SPACE}]+|{_SPACE}+")
+"""Words of a text in SentencePiece's writing. Some tokenizers of that kind do not split a text before they merge, but
+their merges were learned within words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +78,8 @@ def extend_tokenizer(
             fix="load the model with a tokenizer.json (a fast tokenizer)",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    first = len(tokenizer)
+    known = tokenizer.get_vocab()
+    first = max(known.values()) + 1  # not their number: some vocabularies have gaps
     with hf.quiet():
         tokenizer.save_pretrained(folder)
     whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -99,9 +106,11 @@ def extend_tokenizer(
         parts.append(tuple(tokenizer(token, add_special_tokens=False)["input_ids"]))
     made = (*learned, *named, *special)
     ids = [extended.convert_tokens_to_ids(token) for token in made]
-    if ids != list(range(first, first + len(made))):
+    kept = extended.get_vocab()
+    same = all(kept.get(token) == number for token, number in known.items())
+    if ids != list(range(first, first + len(made))) or not same:
         raise StepError(
-            "The extended tokenizer does not number the new tokens one after the other.",
+            "The extended tokenizer does not number its tokens as before, with the new ones behind.",
             code="tokenizer-kind",
             found=f"{made[:3]} became {ids[:3]}, expected from {first}",
             fix="report the model, and add tokens by name (tokens=[...]) instead",
@@ -176,7 +185,8 @@ def _word_counts(backend: Any, texts: Iterable[str]) -> Counter[str]:
         if backend.normalizer is not None:
             text = backend.normalizer.normalize_str(text)
         pieces = backend.pre_tokenizer.pre_tokenize_str(text) if backend.pre_tokenizer is not None else [(text, None)]
-        counts.update(word for word, _ in pieces)
+        for piece, _ in pieces:
+            counts.update(_WORDS.findall(piece) if _SPACE in piece[1:] else (piece,))
         if len(counts) > _MOST_WORDS:
             for word in [word for word, times in counts.items() if times == 1]:
                 del counts[word]
