@@ -17,8 +17,9 @@ __all__ = ["Reading", "choose", "detect", "renaming", "wrong_shape"]
 
 
 _TELLING = ("rating", "score", "scores", "reward", "feedback", "label", "rank", "stars", "quality", "upvotes",
-            "downvotes", "likes", "dislikes", "reactions")  # fmt: skip
-"""Columns that judge a row; where they are not used, the description of the data says so."""
+            "downvotes", "likes", "dislikes", "reactions", "system", "system_prompt", "input", "context",
+            "history")  # fmt: skip
+"""Columns that judge a row or belong to its question; where they are not used, the description of the data says so."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Reading:
     rivals: str = ""
     """Readings of one name here exclude each other."""
     unused: tuple[str, ...] = ()
-    """Columns with judgements that this reading does not use."""
+    """Columns of :data:`_TELLING` that this reading does not use."""
 
     def note(self, given: Mapping[str, str]) -> str:
         """What of this reading was not said by the user, for the description of the data."""

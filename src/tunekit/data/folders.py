@@ -39,6 +39,8 @@ _SPLITS = {
     "valid": "validation",
     "validation": "validation",
     "eval": "validation",
+    "evaluation": "validation",
+    "heldout": "validation",
     "test": "test",
     "testing": "test",
 }
@@ -252,12 +254,11 @@ def _refuse_splits(folder: Path, files: Sequence[Path]) -> None:
     """Test data must not be trained on only because they lie beside the training data."""
     by_split: dict[str, Path] = {}
     for path in files:
-        words = re.split(r"[^a-z]+", path.relative_to(folder).as_posix().lower())
-        split = next((_SPLITS[word] for word in words if word in _SPLITS), None)
-        if split is not None:
-            by_split.setdefault(split, path)
-    if len(by_split) > 1:
-        chosen = by_split.get("train", files[0])
+        name = re.sub(r"held[^a-z/]?out", "heldout", path.relative_to(folder).as_posix().lower())
+        words = re.split(r"[^a-z]+", name)
+        by_split.setdefault(next((_SPLITS[word] for word in words if word in _SPLITS), "other"), path)
+    if len(by_split) > 1 and not set(by_split) <= {"train", "other"}:
+        chosen = by_split.get("train", by_split.get("other", files[0]))
         raise DataError(
             f"{folder} holds the splits of a data set ({', '.join(sorted(by_split))}), which are not read as one.",
             code="folder-splits",

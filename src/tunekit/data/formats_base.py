@@ -10,8 +10,10 @@ from tunekit.data.messages import normalize_messages, without_nulls
 from tunekit.data.rows import RowProblem, clean_text, kind_of
 
 __all__ = [
+    "BESIDE",
     "JUDGED",
     "NO",
+    "SYSTEM",
     "TREE",
     "YES",
     "Columns",
@@ -22,6 +24,7 @@ __all__ = [
     "conversation",
     "fields",
     "keep",
+    "led",
     "mostly",
     "need",
     "question",
@@ -41,6 +44,10 @@ step asks for such rows."""
 JUDGED = ("chosen", "rejected", "label", "kto_tag", "ranks", "thumb", "thumbs", "thumbs_up", "thumbs_down", "vote",
           "verdict", "is_good", "desirable", "emojis")  # fmt: skip
 """Columns beside a question and an answer that say whether the answer is good: such rows are not all to be learned."""
+SYSTEM = ("system", "system_prompt")
+"""What the column of a system prompt is called."""
+BESIDE = ("input", "context")
+"""Columns that belong to a question beside them, and are added to it after a blank line."""
 TREE = ("replies", "parent_id", "message_id")
 
 
@@ -117,10 +124,24 @@ def _tidy(value: Any, name: str) -> Any:
 
 
 def keep(*names: str) -> Callable[[Row], Row]:
-    """The columns as they are, without nulls inside, and the tools."""
+    """The columns as they are, without nulls inside, and the tools. A system prompt beside them makes messages of the
+    prompt, and so of the answers."""
 
     def convert(row: Row) -> Row:
-        return {name: _tidy(need(row, name), name) for name in names} | tools_of(row)
+        made = {name: _tidy(need(row, name), name) for name in names} | tools_of(row)
+        if not _system(row):
+            return made
+        prompt = made["prompt"]
+        asked = (
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else normalize_messages(prompt, "prompt")
+        )
+        made["prompt"] = led(row, asked)
+        for name in ("completion", "chosen", "rejected"):
+            if isinstance(made.get(name), list):
+                replied = normalize_messages(made[name], name)
+                # UltraFeedback repeats the prompt in its answers, without what stands in another column.
+                made[name] = replied[len(asked) :] if replied[: len(asked)] == asked else replied
+        return made
 
     return convert
 
@@ -137,21 +158,34 @@ def fields(*names: str, maybe: tuple[str, ...] = ()) -> Callable[[Row], Row]:
 
 def _system(row: Row) -> list[Row]:
     """The row's system prompt as a message; none if it is absent or empty."""
-    system = next((row[name] for name in ("system", "system_prompt") if row.get(name) not in (None, "")), None)
-    return [] if system is None else [{"role": "system", "content": clean_text(system, "system")}]
+    name = next((name for name in SYSTEM if row.get(name) is not None and str(row[name]).strip()), None)
+    return [] if name is None else [{"role": "system", "content": clean_text(row[name], name)}]
 
 
-def question(row: Row, name: str, *, more: Sequence[str] = ()) -> list[Row]:
+def led(row: Row, messages: list[Row]) -> list[Row]:
+    """The messages after the row's system prompt.
+
+    Raises:
+        RowProblem: if they begin with another one.
+    """
+    system = _system(row)
+    if messages and messages[0]["role"] == "system":
+        if system and messages[0]["content"].strip() != system[0]["content"].strip():
+            raise RowProblem("system", "differs from the system message that the messages begin with")
+        return messages
+    return system + messages
+
+
+def question(row: Row, name: str) -> list[Row]:
     """System prompt, history and question of a row in columns, as messages.
 
     Args:
         row: the raw row.
-        name: column of the question.
-        more: columns that are added to the question after a blank line.
+        name: column of the question; those of :data:`BESIDE` are added to it after a blank line.
     """
     text = clean_text(need(row, name), name)
-    for other in more:
-        extra = row.get(other)
+    for other in BESIDE:
+        extra = row.get(other) if other != name else None
         if extra is not None and clean_text(extra, other, empty=True).strip():
             text = f"{text}\n\n{extra}"
     messages = _system(row)
@@ -175,11 +209,11 @@ def answer(row: Row, name: str) -> list[Row]:
     return [{"role": "assistant", "content": clean_text(value, name)}]
 
 
-def turns(asked: str, answered: str, *, more: Sequence[str] = ()) -> Callable[[Row], Row]:
+def turns(asked: str, answered: str) -> Callable[[Row], Row]:
     """Question and answer in two columns."""
 
     def convert(row: Row) -> Row:
-        return {"prompt": question(row, asked, more=more), "completion": answer(row, answered)}
+        return {"prompt": question(row, asked), "completion": answer(row, answered)}
 
     return convert
 
@@ -188,10 +222,7 @@ def conversation(name: str) -> Callable[[Row], Row]:
     """The messages in a column, with a system prompt and tools from beside it."""
 
     def convert(row: Row) -> Row:
-        messages = normalize_messages(need(row, name), name)
-        if messages[0]["role"] != "system":
-            messages = _system(row) + messages
-        return {"messages": messages} | tools_of(row)
+        return {"messages": led(row, normalize_messages(need(row, name), name))} | tools_of(row)
 
     return convert
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from tunekit.data.formats_base import (
+    BESIDE,
     JUDGED,
+    SYSTEM,
     TREE,
     Format,
     Row,
@@ -55,24 +57,25 @@ def _one(answered: str) -> Callable[[Row], bool]:
 
 def _pairs() -> list[Format]:
     names = [
-        ("question_answer", "question", "answer", ("context",)),
-        ("prompt_response", "prompt", "response", ()),
-        ("query_response", "query", "response", ()),
-        ("instruction_response", "instruction", "response", ("input", "context")),
-        ("input_output", "input", "output", ()),
+        ("question_answer", "question", "answer"),
+        ("question_response", "question", "response"),
+        ("prompt_response", "prompt", "response"),
+        ("query_response", "query", "response"),
+        ("instruction_response", "instruction", "response"),
+        ("input_output", "input", "output"),
     ]
     return [
         Format(
             name=name,
             schema="prompt_completion",
             columns=(asked, answered),
-            optional=("system", "history", *more),
-            convert=turns(asked, answered, more=more),
+            optional=(*SYSTEM, "history", *(name for name in BESIDE if name != asked)),
+            convert=turns(asked, answered),
             without=JUDGED if asked == "instruction" else (*JUDGED, "instruction"),
             looks=mostly(_one(answered)),
             summary=f"{asked} as the user's turn, {answered} as the assistant's",
         )
-        for name, asked, answered, more in names
+        for name, asked, answered in names
     ]
 
 
@@ -81,7 +84,7 @@ CHAT_FORMATS: tuple[Format, ...] = (
         name="sharegpt",
         schema="conversation",
         columns=("conversations",),
-        optional=("tools", "system"),
+        optional=("tools", *SYSTEM),
         aliases={"conversations": ("conversation",)},
         convert=conversation("conversations"),
         without=JUDGED,
@@ -91,7 +94,7 @@ CHAT_FORMATS: tuple[Format, ...] = (
         name="openai",
         schema="conversation",
         columns=("messages",),
-        optional=("tools", "system"),
+        optional=("tools", *SYSTEM),
         convert=conversation("messages"),
         without=JUDGED,
         summary="messages of {role, content}, with tools, tool_calls and typed content parts",
@@ -100,7 +103,7 @@ CHAT_FORMATS: tuple[Format, ...] = (
         name="prompt_completion",
         schema="prompt_completion",
         columns=("prompt", "completion"),
-        optional=("tools",),
+        optional=("tools", *SYSTEM),
         convert=keep("prompt", "completion"),
         without=JUDGED,
         summary="prompt and completion as they are; strings are continued without a chat template",
@@ -109,8 +112,8 @@ CHAT_FORMATS: tuple[Format, ...] = (
         name="alpaca",
         schema="prompt_completion",
         columns=("instruction", "output"),
-        optional=("input", "system", "history"),
-        convert=turns("instruction", "output", more=("input",)),
+        optional=(*BESIDE, *SYSTEM, "history"),
+        convert=turns("instruction", "output"),
         without=JUDGED,
         looks=mostly(_one("output")),
         summary="instruction (and input, after a blank line) as the user's turn, output as the assistant's",

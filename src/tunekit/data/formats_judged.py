@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tunekit.data.formats_base import (
+    BESIDE,
     JUDGED,
     NO,
+    SYSTEM,
     YES,
     Columns,
     Format,
@@ -18,6 +20,7 @@ from tunekit.data.formats_base import (
     answer,
     conversation,
     keep,
+    led,
     mostly,
     need,
     question,
@@ -84,7 +87,9 @@ def _common_prefix(row: Row) -> Row:
         shared += 1
     if shared == 0:
         raise RowProblem("rejected", "does not start with the same message as 'chosen'")
-    return {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]} | tools_of(row)
+    return {"prompt": led(row, chosen[:shared]), "chosen": chosen[shared:], "rejected": rejected[shared:]} | tools_of(
+        row
+    )
 
 
 def _turn_preference(name: str) -> Callable[[Row], Row]:
@@ -100,9 +105,8 @@ def _turn_preference(name: str) -> Callable[[Row], Row]:
 
 def _question_preference(name: str) -> Callable[[Row], Row]:
     def convert(row: Row) -> Row:
-        more = ("input",) if name == "instruction" else ()
         answers = {side: reply(need(row, side), side) for side in ("chosen", "rejected")}
-        return {"prompt": question(row, name, more=more), **answers}
+        return {"prompt": question(row, name), **answers}
 
     return convert
 
@@ -121,7 +125,7 @@ PREFERENCE_FORMATS: tuple[Format, ...] = (
             name="sharegpt_preference" if name == "conversations" else "messages_preference",
             schema="preference",
             columns=(name, "chosen", "rejected"),
-            optional=("system", "tools"),
+            optional=(*SYSTEM, "tools"),
             convert=_turn_preference(name),
             looks=mostly(lambda row: "prompt" not in row and not _both_messages(row)),
             summary="a conversation and two answers to it (LLaMA-Factory)",
@@ -132,7 +136,7 @@ PREFERENCE_FORMATS: tuple[Format, ...] = (
         name="preference",
         schema="preference",
         columns=("prompt", "chosen", "rejected"),
-        optional=("tools",),
+        optional=("tools", *SYSTEM),
         convert=keep("prompt", "chosen", "rejected"),
         summary="a prompt and two answers, as strings or messages (UltraFeedback repeats the prompt in them)",
     ),
@@ -141,7 +145,7 @@ PREFERENCE_FORMATS: tuple[Format, ...] = (
             name=f"{name}_preference",
             schema="preference",
             columns=(name, "chosen", "rejected"),
-            optional=("system", "history", *(("input",) if name == "instruction" else ())),
+            optional=(*BESIDE, *SYSTEM, "history"),
             convert=_question_preference(name),
             summary=f"{name} as the user's turn, and two answers",
         )
@@ -151,6 +155,7 @@ PREFERENCE_FORMATS: tuple[Format, ...] = (
         name="hh",
         schema="preference",
         columns=("chosen", "rejected"),
+        optional=SYSTEM,
         convert=_common_prefix,
         looks=mostly(_both_transcripts),
         summary=r"two '\n\nHuman: ... \n\nAssistant: ...' transcripts that start alike",
@@ -159,7 +164,7 @@ PREFERENCE_FORMATS: tuple[Format, ...] = (
         name="chosen_rejected",
         schema="preference",
         columns=("chosen", "rejected"),
-        optional=("tools",),
+        optional=("tools", *SYSTEM),
         convert=_common_prefix,
         looks=mostly(_both_messages),
         summary="two message lists that start alike",
@@ -198,9 +203,9 @@ def _messages_in(name: str) -> Callable[[Row], bool]:
 
 def _tagged_feedback(row: Row) -> Row:
     return {
-        "prompt": question(row, "instruction", more=("input",)),
+        "prompt": question(row, "instruction"),
         "completion": answer(row, "output"),
-        "label": need(row, "kto_tag"),
+        "label": _verdict(row, "kto_tag"),
     }
 
 
@@ -217,6 +222,10 @@ def _verdict(row: Row, name: str) -> bool:
         f"is {kind_of(value)}{f' {value[:20]!r}' if isinstance(value, str) else ''}, neither good nor bad",
         "write true or false: where good ends on your scale is for you to say",
     )
+
+
+def _kept_feedback(row: Row) -> Row:
+    return keep("prompt", "completion")(row) | {"label": _verdict(row, "label")}
 
 
 def _judged(row: Row) -> bool:
@@ -237,7 +246,7 @@ def _binary(rows: Sequence[Row]) -> int:
 
 
 def _pair(row: Row) -> Row:
-    return {"prompt": question(row, "prompt", more=("input",)), "completion": answer(row, "response")}
+    return {"prompt": question(row, "prompt"), "completion": answer(row, "response")}
 
 
 def _thumbs(row: Row) -> Row:
@@ -280,7 +289,7 @@ FEEDBACK_FORMATS: tuple[Format, ...] = (
             name="kto" if name == "messages" else "sharegpt_kto",
             schema="feedback",
             columns=(name, "label"),
-            optional=("system", "tools"),
+            optional=(*SYSTEM, "tools"),
             aliases={"label": _VERDICT[:1]},
             convert=_turn_feedback(name),
             looks=mostly(_messages_in(name)),
@@ -292,15 +301,15 @@ FEEDBACK_FORMATS: tuple[Format, ...] = (
         name="feedback",
         schema="feedback",
         columns=("prompt", "completion", "label"),
-        optional=("tools",),
-        convert=keep("prompt", "completion", "label"),
+        optional=("tools", *SYSTEM),
+        convert=_kept_feedback,
         summary="a prompt, an answer, and whether it is good; strings are continued without a chat template",
     ),
     Format(
         name="alpaca_kto",
         schema="feedback",
         columns=("instruction", "output", "kto_tag"),
-        optional=("input", "system", "history"),
+        optional=(*BESIDE, *SYSTEM, "history"),
         convert=_tagged_feedback,
         summary="Alpaca columns and whether the output is good",
     ),
@@ -308,7 +317,7 @@ FEEDBACK_FORMATS: tuple[Format, ...] = (
         name="votes",
         schema="feedback",
         columns=("prompt", "response", "thumbs_up", "thumbs_down"),
-        optional=("input", "system", "history"),
+        optional=(*BESIDE, *SYSTEM, "history"),
         aliases={
             **_PAIR,
             "thumbs_up": ("upvotes up likes up_votes ups num_up n_up positive",),
@@ -322,7 +331,7 @@ FEEDBACK_FORMATS: tuple[Format, ...] = (
         name="emojis",
         schema="feedback",
         columns=("prompt", "response", "emojis"),
-        optional=("input", "system", "history"),
+        optional=(*BESIDE, *SYSTEM, "history"),
         aliases={**_PAIR, "emojis": ("reactions",)},
         convert=_reacted,
         looks=mostly(lambda row: row.get("emojis") is None or isinstance(row["emojis"], Mapping)),
@@ -333,7 +342,7 @@ FEEDBACK_FORMATS: tuple[Format, ...] = (
         name="thumbs",
         schema="feedback",
         columns=("prompt", "response", "label"),
-        optional=("input", "system", "history"),
+        optional=(*BESIDE, *SYSTEM, "history"),
         aliases={**_PAIR, "label": _VERDICT},
         convert=_thumbs,
         looks=_binary,
@@ -352,11 +361,11 @@ _SCORES = ("fine-grained_score", "score", "overall_score", "rating", "reward", "
 def _asked(row: Row) -> str | list[Row]:
     prompt = need(row, "prompt")
     if isinstance(prompt, str) and not _is_transcript(prompt):
-        return question(row, "prompt", more=("input",))
+        return question(row, "prompt")
     messages = transcript(prompt, "prompt")
     if len(messages) > 1 and messages[-1]["role"] == "assistant" and not messages[-1]["content"].strip():
         messages.pop()  # Nectar ends its transcripts in 'Assistant:'
-    return messages
+    return led(row, messages)
 
 
 def _list(row: Row, name: str) -> list[Any]:
@@ -377,7 +386,7 @@ def _body(item: Any, name: str) -> list[Row]:
 def _best_first(row: Row) -> Row:
     answers = _list(row, "output")
     return {
-        "prompt": question(row, "instruction", more=("input",)),
+        "prompt": question(row, "instruction"),
         "completions": [reply(item, f"output[{number}]") for number, item in enumerate(answers)],
         "ranks": list(range(len(answers))),
     }
@@ -467,7 +476,8 @@ RANKED_FORMATS: tuple[Format, ...] = (
         name="ranked",
         schema="ranked",
         columns=("prompt", "completions", "ranks"),
-        optional=("tools",),
+        aliases={"completions": _MANY["completions"]},
+        optional=("tools", *SYSTEM),
         convert=keep("prompt", "completions", "ranks"),
         summary="a prompt, answers, and their ranks: the lower the better",
     ),
@@ -475,7 +485,7 @@ RANKED_FORMATS: tuple[Format, ...] = (
         name="best_first",
         schema="ranked",
         columns=("instruction", "output"),
-        optional=("input", "system", "history"),
+        optional=(*BESIDE, *SYSTEM, "history"),
         convert=_best_first,
         without=JUDGED,
         looks=mostly(lambda row: isinstance(row.get("output"), list)),
@@ -486,7 +496,7 @@ RANKED_FORMATS: tuple[Format, ...] = (
         name="scored",
         schema="ranked",
         columns=("prompt", "completions", "scores"),
-        optional=("input", "system", "history"),
+        optional=(*BESIDE, *SYSTEM, "history"),
         aliases={**_MANY, "scores": ("rewards ratings",)},
         convert=_scored_lists,
         looks=mostly(lambda row: isinstance(row.get("completions"), list) and isinstance(row.get("scores"), list)),
@@ -497,7 +507,7 @@ RANKED_FORMATS: tuple[Format, ...] = (
         name="rated",
         schema="ranked",
         columns=("prompt", "completions"),
-        optional=("input", "system", "history"),
+        optional=(*BESIDE, *SYSTEM, "history"),
         aliases=_MANY,
         convert=_rated_items,
         looks=mostly(_rated),

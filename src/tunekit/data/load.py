@@ -242,6 +242,13 @@ def _open(ref: Any, rule: str | None, header: str | None, streaming: bool) -> So
     if not isinstance(ref, str | Path):
         return object_source(ref)
     text = str(ref)
+    if not text.strip():
+        raise DataError(
+            "The name of the data is empty.",
+            code="no-dataset",
+            asked=f"data={text!r}",
+            fix='give a path, a hub id or rows; the current folder is "."',
+        )
     path = Path(ref)
     try:
         path = path.expanduser()

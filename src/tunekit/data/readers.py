@@ -47,6 +47,11 @@ SUFFIXES = {
 WRAPPERS = ("data", "rows", "examples", "train")
 """Keys of a JSON object that hold the rows."""
 
+_FIELDS = frozenset(("text content paragraphs prompt completion instruction input output question query answer answers "
+                     "response responses completions messages conversations conversation chosen rejected label labels "
+                     "score tokens tags ner_tags replies sentence sentence1 premise review").split())  # fmt: skip
+"""What only a row has."""
+
 SEPARATOR = "<|endoftext|>"
 PASSAGE_CHARS = 2000
 LONG_LINE = 200
@@ -176,19 +181,24 @@ def _json_rows(path: Path) -> Iterator[RawRow]:
                 yield from _object_rows(path)
                 return
             whole = None
-        wrapped = _wrapped(whole)
+        wrapped = _wrapped(whole, path)
         if wrapped is not None and _is_only_line(path):
             yield from (RawRow(number, row) for number, row in enumerate(wrapped, 1))
             return
     yield from _line_rows(path)
 
 
-def _wrapped(value: Any) -> list[Any] | None:
-    if isinstance(value, dict):
-        for key in WRAPPERS:
-            rows = value.get(key)
-            if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
-                return rows
+def _wrapped(value: Any, path: Path) -> list[Any] | None:
+    """The rows that an object wraps; None if it is a row itself, which may have a list of that name too."""
+    if not isinstance(value, dict) or any(str(key).lower() in _FIELDS for key in value):
+        return None
+    lines_file = path.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson"))
+    if lines_file and sum(isinstance(part, list) for part in value.values()) > 1:
+        return None
+    for key in WRAPPERS:
+        rows = value.get(key)
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+            return rows
     return None
 
 
@@ -237,7 +247,7 @@ def _object_rows(path: Path) -> Iterator[RawRow]:
         raise _syntax_error(path, error.msg, error.lineno, error.colno, None) from error
     except (ValueError, RecursionError) as error:
         raise data_error(path, f"is not usable JSON: {_short(error)}", code="json-syntax") from error
-    wrapped = _wrapped(value)
+    wrapped = _wrapped(value, path)
     for number, row in enumerate([value] if wrapped is None else wrapped, 1):
         yield RawRow(number, row)
 
