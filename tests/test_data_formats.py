@@ -479,3 +479,63 @@ def test_a_plugins_format_may_give_several_rows_of_a_new_shape() -> None:
     bad = load_dataset([{"lines": "a\nb", "verdict": 1}, {"lines": "c", "verdict": 0.5}], formats=[form])
     with pytest.raises(DataError, match="row 2: field 'label' is a number"):
         list(bad.rows())
+
+
+# ---------------------------------------------------------------- nothing that belongs to a question is dropped
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"system": "s", "prompt": "a", "completion": "b"}, ["s", "a"]),
+        ({"system_prompt": "s", "prompt": [user("a")], "completion": [bot("b")]}, ["s", "a"]),
+        ({"system": "s", "prompt": "a", "chosen": "b", "rejected": "c"}, ["s", "a"]),
+        (
+            {"system": "s", "prompt": "a", "chosen": [user("a"), bot("b")], "rejected": [user("a"), bot("c")]},
+            ["s", "a"],
+        ),
+        ({"system": "s", "prompt": "a", "completion": "b", "label": True}, ["s", "a"]),
+        ({"system": "s", "prompt": "a", "completions": ["b", "c"], "ranks": [0, 1]}, ["s", "a"]),
+        ({"system": "s", "chosen": [user("a"), bot("b")], "rejected": [user("a"), bot("c")]}, ["s", "a"]),
+        ({"system": "s", "prompt": "\n\nHuman: a\n\nAssistant:", "answers": ["b", "c"], "scores": [0, 1]}, ["s", "a"]),
+        ({"prompt": "a", "input": "x", "response": "b"}, ["a\n\nx"]),
+        ({"instruction": "a", "context": "x", "output": "b"}, ["a\n\nx"]),
+        ({"input": "a", "context": "x", "output": "b"}, ["a\n\nx"]),
+        ({"question": "a", "input": "x", "answer": "b"}, ["a\n\nx"]),
+        ({"query": "a", "context": "x", "response": "b", "label": 1}, ["a\n\nx"]),
+        ({"system_prompt": "s", "question": "a", "response": "b", "id": "niv.1"}, ["s", "a"]),  # OpenOrca
+    ],
+)
+def test_system_prompts_and_contexts_reach_the_prompt(row: dict[str, Any], prompt: list[str]) -> None:
+    [made] = load_dataset([row]).rows()
+    assert [message["content"] for message in made["prompt"]] == prompt
+    assert "system" not in prompt or made["prompt"][0]["role"] == "system"
+    answers = [made[name] for name in ("completion", "chosen", "rejected") if name in made]
+    for answer in [*answers, *made.get("completions", [])]:
+        assert answer in ([bot("b")], [bot("c")])
+
+
+def test_two_system_prompts_are_refused_and_unread_columns_are_named() -> None:
+    two = {"system": "s", "messages": [{"role": "system", "content": "t"}, user("a"), bot("b")]}
+    with pytest.raises(DataError, match="'system' differs from the system message"):
+        list(load_dataset([two]).rows())
+    data = load_dataset([{"prompt": "a", "completion": "b", "input": "x", "history": []}])
+    assert "(not used: input, history)" in data.describe()
+
+
+def test_answers_of_a_ranking_may_be_called_responses() -> None:
+    [row] = load_dataset([{"prompt": "a", "responses": ["b", "c"], "ranks": [2, 1]}]).rows()
+    assert row == {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 0]}
+
+
+@pytest.mark.parametrize(("good", "bad"), [("good", "bad"), ("up", "down"), (1, -1), ("yes", "no"), ("1", "-1")])
+def test_every_verdict_is_read_wherever_answers_are_judged(good: Any, bad: Any) -> None:
+    messages = {"messages": [user("a"), bot("b")]}
+    for row, name in (
+        ({"prompt": "a", "completion": "b"}, "label"),
+        ({"instruction": "a", "output": "b"}, "kto_tag"),
+        ({"prompt": "a", "response": "b"}, "label"),
+        (messages, "label"),
+    ):
+        rows = [{**row, name: value} for value in (good, bad)]
+        assert [made["label"] for made in load_dataset(rows, accepts=("feedback",)).rows()] == [True, False], row

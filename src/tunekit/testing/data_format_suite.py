@@ -62,6 +62,7 @@ BUILT_IN_ROWS: Mapping[str, Row] = {
     "prompt_completion": {"prompt": "Two and two?", "completion": " Four."},
     "alpaca": {"instruction": "Add.", "input": "two and two", "output": "Four."},
     "question_answer": {"question": "Two and two?", "answer": "Four."},
+    "question_response": {"question": "Two and two?", "response": "Four."},
     "prompt_response": {"prompt": "Two and two?", "response": "Four."},
     "query_response": {"query": "Two and two?", "response": "Four."},
     "instruction_response": {"instruction": "Add two and two.", "response": "Four."},
