@@ -259,3 +259,17 @@ def test_a_generator_keeps_its_rows_when_its_shape_has_to_change() -> None:
     questions = [row["messages"][0]["content"] for row in data.rows() if len(row["messages"]) == 2]
     assert data.schema == "conversation" and questions[:30] == [f"q{number}" for number in range(30)]
     assert [part["name"] for part in data.parts] == ["generator", "list"]
+
+
+def test_parts_without_a_known_end_need_a_number_of_rows_to_be_read_to_their_ends() -> None:
+    def endless() -> Any:
+        number = 0
+        while True:
+            number += 1
+            yield {"text": f"e{number}"}
+
+    parts = {"endless": {"data": endless}, "list": {"data": texts("a", 3)}}
+    with pytest.raises(DataError, match="does not know its end: endless"):
+        load_dataset(mix(parts, stop="all"))
+    assert len(load_dataset(mix(parts, stop="all", rows=20))) == 20
+    assert len(load_dataset(mix(parts, stop="all"), limit=20)) == 20

@@ -237,3 +237,45 @@ def test_real_rows(shared_data: Path) -> None:
     assert made.validation is not None
     assert (len(made.train), len(made.validation), made.read, made.left_out) == (450, 50, 999, ())
     assert made.train.take(7).peek(20) == made.train.peek(7)
+
+
+def ranked_rows(count: int) -> list[dict[str, Any]]:
+    return [
+        {"prompt": f"q{n}", "completions": [f"a{n} {k}" for k in range(5)], "ranks": list(range(5))}
+        for n in range(count)
+    ]
+
+
+def test_what_is_made_of_one_row_stays_on_one_side() -> None:
+    """T33: the ten pairs of a ranking have one prompt; none of it may be trained on while it is measured on."""
+    from tunekit.data import mix
+    from tunekit.data.streams import stream
+
+    data = load_dataset(ranked_rows(50), accepts=("preference",))
+    mixed = load_dataset(mix([(ranked_rows(50)[::2], 1), (ranked_rows(50)[1::2], 1)]), accepts=("preference",))
+    for train, held in (
+        split(data, 0.1, seed=3),
+        split(data, 45, seed=3),
+        split(mixed, 0.1, seed=3),
+        stream(data, validation=45),
+    ):
+        assert held is not None
+        assert not {row["prompt"] for row in train.rows()} & {row["prompt"] for row in held.rows()}
+        assert 45 <= len(list(held.rows())) <= 54
+    train, held = split(data, 45, seed=3)
+    assert (len(train), len(held)) == (450, 50)
+    again = {
+        row["prompt"] for row in split(load_dataset(ranked_rows(50)[::-1], accepts=("preference",)), 45, seed=3)[1]
+    }
+    assert again == {row["prompt"] for row in held}, "the order of the rows does not count"
+
+
+def test_large_rows_in_a_folder_named_like_a_file_are_read_from_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LARGE_BYTES", 0)
+    folder = tmp_path / "rows.jsonl"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.jsonl").write_text("".join(f'{{"text": "{name} {n}"}}\n' for n in range(20)))
+    assert sorted(texts(shuffled(load_dataset(folder)))) == sorted(f"{name} {n}" for name in "ab" for n in range(20))

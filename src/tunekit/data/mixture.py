@@ -31,6 +31,9 @@ STOPS = ("first", "all")
 _KEYS = ("mix", "seed", "stop", "rows")
 _PART_KEYS = ("data", "weight", "name", "format", "columns", "limit")
 
+Pair = tuple[RawRow, dict[str, Any]]
+"""A row as it stands in its source, and as a canonical row."""
+
 OpenPart = Callable[..., Dataset]
 """``open_part(ref, accepts=, limit=, format=, columns=, on_bad_row=)``."""
 
@@ -48,7 +51,8 @@ def mix(
             relative.
         seed: settles the order.
         stop: ``first``: the mixture ends where the first part has no more rows, so none comes twice. ``all``: parts
-            that end begin again until every part was read to its end.
+            that end begin again until every part was read to its end; of a part that does not know its end, such as a
+            function, ``rows`` or its ``limit`` must then say it.
         rows: end after this many rows; with ``stop="all"`` exactly so many, however often parts begin again.
 
     Returns:
@@ -225,6 +229,14 @@ def open_mix(
     schema = _common(datasets, parts, tuple(accepts))
     if any(data.schema != schema for data in datasets):
         datasets = opened((schema,))
+    if facts["stop"] == "all" and facts["rows"] is None and limit is None:
+        for data, part in zip(datasets, parts, strict=True):
+            finite = data.limit is not None or data.known_size() or getattr(data._raw, "countable", False)
+            if not finite:
+                raise _wrong(
+                    f'has stop="all" and a part that does not know its end: {_label(part)}',
+                    fix='say how many rows to use, mix(..., rows=10_000) or "limit" for that part, or use stop="first"',
+                )
     source = MixSource(
         datasets,
         [_label(part) for part in parts],
@@ -328,7 +340,7 @@ class MixSource:
         """The rows from the first on; numbered as rows of the mixture."""
         passes = [0] * len(self._datasets)
         used = [0] * len(self._datasets)
-        open_parts = [iter(data.rows()) for data in self._datasets]
+        open_parts = [iter(data.read()) for data in self._datasets]
         try:
             yield from self._mixed(open_parts, used, passes)
         finally:
@@ -336,26 +348,25 @@ class MixSource:
             if self._used is None or sum(used) >= sum(self._used[0]):
                 self._used = (used, passes)
 
-    def _mixed(
-        self, open_parts: list[Iterator[dict[str, Any]]], used: list[int], passes: list[int]
-    ) -> Iterator[RawRow]:
+    def _mixed(self, open_parts: list[Iterator[Pair]], used: list[int], passes: list[int]) -> Iterator[RawRow]:
         # One row of each part is read ahead, so that a part is known to end with its last row and not at the next draw.
-        ahead: list[dict[str, Any] | None] = [None] * len(used)
+        ahead: list[Pair | None] = [None] * len(used)
         whole = [False] * len(used)
         for number, index in enumerate(islice(self._order(), self._rows), 1):
             if ahead[index] is None:
                 if passes[index]:
-                    open_parts[index] = iter(self._datasets[index].rows())
+                    open_parts[index] = iter(self._datasets[index].read())
                 ahead[index] = self._next(index, open_parts)
                 passes[index] += 1
-            yield RawRow(number, ahead[index])
+            raw, row = ahead[index] or (RawRow(0), None)
+            yield RawRow(number, row, origin=(index, *(raw.origin or (raw.number,))))
             used[index] += 1  # a row that was only looked at, to see whether there are more, is not used
             ahead[index] = self._next(index, open_parts)
             whole[index] = whole[index] or ahead[index] is None
             if ahead[index] is None and (self._stop == "first" or (all(whole) and self._rows is None)):
                 break
 
-    def _next(self, index: int, open_parts: list[Iterator[dict[str, Any]]]) -> dict[str, Any] | None:
+    def _next(self, index: int, open_parts: list[Iterator[Pair]]) -> Pair | None:
         try:
             return next(open_parts[index], None)
         except TunekitError as error:

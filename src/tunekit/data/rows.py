@@ -50,6 +50,8 @@ class RawRow:
     """The file it stands in, where a source has several; ``line`` counts in that file, ``number`` in the whole."""
     in_file: int | None = None
     """1-based position among the data rows of ``file``."""
+    origin: tuple[int, ...] = ()
+    """In a mixture: the part, and the number of the row in it. Rows made of one row have one origin."""
 
     def reason(self, problem: RowProblem) -> str:
         """Why the row is bad, in words that name its file where the number does not say which."""

@@ -149,13 +149,15 @@ def select(
     rows = _Rows(dataset)
     left_out = [LeftOut(rule.reason) for rule in filters]
     stayed = array("Q")
-    keys = array("Q")
+    keys, groups = array("Q"), array("Q")
     conflicts = read = count = 0
+    together = _Together(seed) if validation is not None else None
     for position, (raw, row) in enumerate(dataset.read()):
         read = position + 1
         if tick is not None and read % 1000 == 0:
             tick(read)
         rows.note(raw, row)
+        key, group = together.keys(raw, row) if together is not None else (0, 0)
         for rule, out in zip(filters, left_out, strict=True):
             match = rule.look(row, raw.number)
             if match is not None:
@@ -167,7 +169,8 @@ def select(
             if filters:
                 stayed.append(position)
             if validation is not None:
-                keys.append(row_key(row, seed))
+                keys.append(key)
+                groups.append(group)
             if limit is not None and not shuffle and count == limit:
                 break
     left_out = [out for out in left_out if out.rows]
@@ -187,7 +190,7 @@ def select(
     if validation is None:
         train = _Selected(dataset, rows, array("Q", (kept[index] for index in chosen)), facts, "train")
         return Selection(train=train, validation=None, left_out=tuple(left_out), read=read, conflicts=conflicts)
-    held, copies = _hold_out(dataset, keys, chosen, validation)
+    held, copies = _hold_out(dataset, keys, groups, chosen, validation)
     if copies:
         out = LeftOut("held-out-copy")
         for index, twin in copies:
@@ -220,7 +223,8 @@ def split(dataset: Dataset, validation: float | int, seed: int = 0) -> tuple[Dat
 
     Which rows are held out follows from a hash of their text and ``seed``: rows added later move few rows from one side
     to the other, and the order of the rows moves none. A text that is there several times is held out once; its other
-    copies are used on neither side.
+    copies are used on neither side. Rows that are made of one row of the source, such as the pairs of a ranking, stay
+    together, so that a few more than asked for may be held out.
 
     Args:
         dataset: what to split; a copy of its order stays on both sides.
@@ -248,46 +252,65 @@ def _permutation(count: int, seed: int) -> array[int]:
     return order
 
 
+class _Together:
+    """Keys by which rows are held out: what is made of one row of the source must not stand on both sides."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._latest: dict[tuple[int, ...], tuple[int, int]] = {}
+
+    def keys(self, raw: RawRow, row: Row) -> tuple[int, int]:
+        """Hash of the row's text, and of the text of the first row that was made of the same row of the source."""
+        key = row_key(row, self._seed)
+        part, number = (raw.origin[:-1], raw.origin[-1]) if raw.origin else ((), raw.number)
+        before, group = self._latest.get(part, (None, key))
+        if before != number:
+            group = key
+            self._latest[part] = (number, key)
+        return key, group
+
+
 def _hold_out(
-    dataset: Dataset, keys: array[int], chosen: Sequence[int], validation: float | int
+    dataset: Dataset, keys: array[int], groups: array[int], chosen: Sequence[int], validation: float | int
 ) -> tuple[set[int], list[tuple[int, int]]]:
-    """Indices to hold out, and ``(copy, held-out index)`` of the rows that have their texts."""
+    """Indices to hold out, and ``(copy, held-out index)`` of the rows that have their texts.
+
+    Whole groups are held out, those with the lowest keys, until there are enough rows.
+    """
     want = wanted_rows(validation, len(chosen))
     # Sorting all rows would take a hundred times the memory of their keys: first those whose leading bits are lowest.
     counts = array("Q", bytes(8 * 65536))
     for index in chosen:
-        counts[keys[index] >> 48] += 1
+        counts[groups[index] >> 48] += 1
     last = reached = 0
     while want <= len(chosen):
         while reached < want and last < 65536:
             reached += counts[last]
             last += 1
-        lowest = [index for index in chosen if keys[index] >> 48 < last]
-        held, copies = _lowest(keys, lowest, want)
-        if len(held) == want:
-            return held, copies
+        lowest = [index for index in chosen if groups[index] >> 48 < last]
+        held, first = _lowest(keys, groups, lowest, want)
+        if len(held) >= want:
+            copies = [(index, first[keys[index]]) for index in chosen if index not in held and keys[index] in first]
+            return held, sorted(copies)
         if last == 65536:
             break
         reached = len(held)  # copies took the places of others
     raise nothing_to_train(dataset, want, len(chosen), validation)
 
 
-def _lowest(keys: array[int], indices: list[int], want: int) -> tuple[set[int], list[tuple[int, int]]]:
+def _lowest(keys: array[int], groups: array[int], indices: list[int], want: int) -> tuple[set[int], dict[int, int]]:
+    """Indices to hold out, and the first of them with each text."""
     held: set[int] = set()
-    copies: list[tuple[int, int]] = []
     first: dict[int, int] = {}
-    # Equal keys stand together, the earliest row first.
-    for index in sorted(indices, key=lambda index: (keys[index], index)):
-        key = keys[index]
-        if key in first:
-            copies.append((index, first[key]))
-        elif len(held) < want:
-            first[key] = index
-            held.add(index)
-        else:
+    group = None
+    # Rows of one group stand together, and of equal texts the earliest row comes first.
+    for index in sorted(indices, key=lambda index: (groups[index], index)):
+        if len(held) >= want and groups[index] != group:
             break
-    copies.sort()
-    return held, copies
+        group = groups[index]
+        if first.setdefault(keys[index], index) == index:
+            held.add(index)
+    return held, first
 
 
 def _nothing_left(dataset: Dataset, read: int, left_out: Sequence[LeftOut]) -> DataError:
@@ -348,7 +371,8 @@ class _Rows:
     def _choose(self, raw: RawRow) -> None:
         """How rows are read again: by line, if the first one is a line of JSON, else from a copy."""
         path = self._dataset.source
-        if path is not None and raw.line is not None and path.suffix.lower() in (".jsonl", ".ndjson"):
+        is_lines = path is not None and path.suffix.lower() in (".jsonl", ".ndjson") and path.is_file()
+        if path is not None and raw.line is not None and is_lines:
             start = next((start for line, start in _line_starts(path) if line == raw.line), None)
             with path.open("rb") as stream:
                 stream.seek(start or 0)

@@ -85,7 +85,8 @@ def stream(
     from tunekit.data.load import canonical_dataset
 
     want = wanted_rows(validation, limit or 0)
-    rows = Streamed(dataset, filters, limit=limit, **make).peek(want)
+    pairs = list(itertools.islice(Streamed(dataset, filters, limit=limit, **make).read(), want))
+    rows, numbers = [row for _, row in pairs], {raw.number for raw, _ in pairs}
     if len(rows) < want or (limit is not None and limit <= want):
         raise DataError(
             f"{dataset.name}: nothing is left to train on when {want:,} rows are held out.",
@@ -95,10 +96,22 @@ def stream(
             details={"option": "validation"},
         )
     held = canonical_dataset(f"{dataset.name}, held out", dataset.schema, rows, accepts=dataset.accepts)
-    keys = HeldOut(held)
+    keys = _HeldOut(held, numbers)
     # The held-out rows are dropped by position and not counted; later copies of them are dropped by text and counted.
     train = Streamed(dataset, filters, after=keys, skip=want, limit=limit, **make)
     return train, held
+
+
+class _HeldOut(HeldOut):
+    """Also leaves out what else is made of the rows of the source that held-out rows are made of."""
+
+    def __init__(self, validation: Dataset, numbers: set[int]) -> None:
+        super().__init__(validation)
+        self._numbers = numbers
+
+    def look(self, row: Row, number: int) -> dict[str, Any] | None:
+        """The number of the held-out row, or of the row of the source."""
+        return super().look(row, number) or ({"held_out": number} if number in self._numbers else None)
 
 
 class Streamed(Dataset):
