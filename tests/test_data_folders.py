@@ -215,3 +215,27 @@ def test_columns_by_position(tmp_path: Path) -> None:
     assert "'cat', 'dog'" in caught.value.found and "by position" in caught.value.fix
     assert texts(unclear, format="text", columns=by_position) == ["cat", "sun", "a"]
     assert texts(bare, format="text", columns={"text": "a film"}) == ["b film"]  # names say that there is a header
+
+
+@pytest.mark.parametrize(
+    "name", ["test", "valid", "validation", "val", "dev", "eval", "heldout", "held_out", "my-held-out"]
+)
+def test_held_out_files_are_not_trained_on_because_they_lie_there(tmp_path: Path, name: str) -> None:
+    """T33: no file needs to be called train for that."""
+    write(tmp_path / "rows.jsonl", lines("a"))
+    write(tmp_path / f"{name}.jsonl", lines("b"))
+    with pytest.raises(DataError) as caught:
+        load_dataset(tmp_path)
+    assert caught.value.code == "folder-splits" and "rows.jsonl" in caught.value.fix
+    assert texts(f"{tmp_path}/*.jsonl") in (["a", "b"], ["b", "a"])
+
+
+@pytest.mark.parametrize("ref", ["", "  "])
+def test_an_empty_name_does_not_mean_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ref: str
+) -> None:
+    write(tmp_path / "rows.jsonl", lines("a"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="name of the data is empty"):
+        load_dataset(ref)
+    assert texts(".") == ["a"]

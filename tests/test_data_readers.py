@@ -356,3 +356,21 @@ def test_size_and_length_without_reading(tmp_path: Path) -> None:
     data = load_dataset(tmp_path / "a.parquet")
     data._raw.rows = lambda: pytest.fail("the rows were read")  # type: ignore[method-assign]
     assert data.total() == 5000 and data.describe().endswith("5,000 rows")
+
+
+@pytest.mark.parametrize("name", ["one.jsonl", "one.json", "one.jsonl.gz"])
+def test_a_row_with_a_list_called_like_a_wrapper_is_a_row(tmp_path: Path, name: str) -> None:
+    row = {"prompt": "a", "completion": "b", "examples": [{"prompt": "x", "completion": "y"}]}
+    path = write(tmp_path / name, json.dumps(row) + "\n")
+    assert list(load_dataset(path).rows()) == [{"prompt": "a", "completion": "b"}]
+
+
+def test_what_is_unwrapped(tmp_path: Path) -> None:
+    def values(name: str, value: Any) -> list[Any]:
+        return [row.value for row in FileSource(write(tmp_path / name, json.dumps(value)), "json").rows()]
+
+    wrapped: dict[str, Any] = {"version": "1", "data": [{"a": 1}]}
+    assert values("a.jsonl", wrapped) == values("a.json", wrapped) == [{"a": 1}]
+    for more in ({"images": ["x"]}, {"text": "t"}):
+        assert values("b.jsonl", wrapped | more) == [wrapped | more]
+    assert values("c.jsonl", {"data": [], "note": 1}) == [{"data": [], "note": 1}]

@@ -47,9 +47,12 @@ SUFFIXES = {
 WRAPPERS = ("data", "rows", "examples", "train")
 """Keys of a JSON object that hold the rows."""
 
-_FIELDS = frozenset(("text content paragraphs prompt completion instruction input output question query answer answers "
-                     "response responses completions messages conversations conversation chosen rejected label labels "
-                     "score tokens tags ner_tags replies sentence sentence1 premise review").split())  # fmt: skip
+_FIELDS = frozenset(
+    ("text", "content", "paragraphs", "prompt", "completion", "instruction", "input", "output", "question", "query",
+     "answer", "answers", "response", "responses", "completions", "messages", "conversations", "conversation", "chosen",
+     "rejected", "label", "labels", "score", "tokens", "tags", "ner_tags", "replies", "sentence", "sentence1",
+     "premise", "review")
+)  # fmt: skip
 """What only a row has."""
 
 SEPARATOR = "<|endoftext|>"
@@ -197,7 +200,7 @@ def _wrapped(value: Any, path: Path) -> list[Any] | None:
         return None
     for key in WRAPPERS:
         rows = value.get(key)
-        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+        if isinstance(rows, list) and (rows or len(value) == 1) and all(isinstance(row, dict) for row in rows):
             return rows
     return None
 
