@@ -69,8 +69,8 @@ def test_the_signature_comes_from_the_options() -> None:
     signature = inspect.signature(method)
     kinds = {name: parameter.kind.name for name, parameter in signature.parameters.items()}
     assert list(kinds) == [
-        "data", "format", "columns", "limit", "on_bad_row", "teacher", "temperature", "layers",
-        "name", "input", "adapter",
+        "data", "format", "columns", "limit", "on_bad_row", "shuffle", "dedupe", "decontaminate",
+        "teacher", "temperature", "layers", "name", "input", "adapter",
     ]  # fmt: skip
     assert kinds["data"] == "POSITIONAL_OR_KEYWORD" and set(kinds.values()) == {"POSITIONAL_OR_KEYWORD", "KEYWORD_ONLY"}
     assert signature.parameters["teacher"].default is inspect.Parameter.empty
