@@ -20,6 +20,7 @@ with hf.quiet():  # optional libraries that PEFT looks for complain when they ar
     from peft import LoraConfig, PeftModel, get_peft_model
     from peft.tuners.lora.layer import dispatch_default
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
 
 __all__ = ["LoraAdapter", "linear_names"]
 
@@ -49,7 +50,8 @@ class LoraAdapter:
 
         Only the adapter is trainable; its weights are float32 whatever the base holds. The start values depend on
         ``seed`` alone, and the caller's random state is left as it was. Modules that ``model.tunekit_new_modules``
-        names, such as the head of a classifier, are trained in full and saved with the adapter.
+        names, such as the head of a classifier, are trained in full and saved with the adapter; what the body gives
+        them is cast to their type, so that the model also computes outside of autocast.
 
         Raises:
             OptionsError: for layer names that the model does not have.
@@ -64,6 +66,9 @@ class LoraAdapter:
         for parameter in attached.parameters():
             if parameter.requires_grad and parameter.dtype != torch.float32:
                 parameter.data = parameter.data.float()
+        for module in attached.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                module.register_forward_pre_hook(_in_own_type, with_kwargs=True)
         _save_plainly(attached)
         return attached
 
@@ -95,9 +100,9 @@ class LoraAdapter:
     def merge(self, model: Any) -> Any:
         """Fold the adapter into the base weights and return the plain model.
 
-        Base and update are added in float32, and the sum is rounded once to the type that the base holds. The result
-        is the base model object itself, with every parameter trainable as before :meth:`attach`, tied embeddings still
-        tied, and nothing left that says "adapter".
+        Base and update are added in float32, and the sum is rounded once to the type that the base holds, as are
+        modules that were trained in full. The result is the base model object itself, with every parameter trainable as
+        before :meth:`attach`, tied embeddings still tied, and nothing left that says "adapter".
 
         Raises:
             StepError: if the merged weights are not finite.
@@ -111,6 +116,8 @@ class LoraAdapter:
                 for module in model.modules():
                     if isinstance(module, BaseTunerLayer):
                         _merge_layer(module)
+                    elif isinstance(module, ModulesToSaveWrapper):
+                        _round_saved(module)
                 merged = model.unload()
         except ValueError as error:
             raise StepError(
@@ -261,6 +268,30 @@ def _merge_layer(layer: Any) -> None:
     base.weight.data = base.weight.data.to(dtype)
     if not bool(torch.isfinite(base.weight).all()):
         raise ValueError(f"a merged weight is beyond the range of {dtype}")
+
+
+def _round_saved(wrapper: Any) -> None:
+    """Give a module that was trained in full the types of the one it replaces: a folder has one type of weights.
+
+    Raises:
+        ValueError: if the result is not finite.
+    """
+    saved = wrapper.modules_to_save[ADAPTER_NAME]
+    for own, original in zip(saved.parameters(), wrapper.original_module.parameters(), strict=True):
+        own.data = own.data.to(original.dtype)
+        if not bool(torch.isfinite(own).all()):
+            raise ValueError(f"a trained weight is beyond the range of {original.dtype}")
+
+
+def _in_own_type(wrapper: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Cast what a module that is trained in float32 is given by a body in half precision."""
+    used = wrapper.original_module if wrapper.disable_adapters else wrapper.modules_to_save[ADAPTER_NAME]
+    dtype = next(used.parameters()).dtype
+
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    return tuple(cast(value) for value in args), {name: cast(value) for name, value in kwargs.items()}
 
 
 def _save_plainly(model: Any) -> None:

@@ -320,6 +320,10 @@ class MultitaskModel(_Composite):
         for name, model in models.items():
             del model._modules[model.base_model_prefix]
             self.heads[f"task_{name}"] = model
+            for child in model.children():
+                if any(True for _ in child.parameters()):
+                    # Heads are trained in float32, also on a body that an adapter leaves in half precision.
+                    child.register_forward_pre_hook(_in_own_type, with_kwargs=True)
         self.link()
 
     def link(self) -> None:
@@ -339,3 +343,13 @@ class MultitaskModel(_Composite):
     def forward(self, task: str, **inputs: Any) -> Any:
         """The output of one task's model."""
         return self.head(task)(**inputs)
+
+
+def _in_own_type(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Cast what a module is given to the type of its weights."""
+    dtype = next(module.parameters()).dtype
+
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    return tuple(cast(value) for value in args), {name: cast(value) for name, value in kwargs.items()}
