@@ -247,6 +247,10 @@ def test_template_check() -> None:
     assert report(last)["prefix-preserving"] == "note"
     asks = CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>{% endif %}")
     assert report(asks)["generation-prompt"] == "note" and report(asks)["labels"] == "ok"
+    always = CHATML.replace("{% if add_generation_prompt %}", "").removesuffix("{% endif %}")
+    assert report(always)["generation-prompt"] == "problem" and report(always)["labels"] == "ok"
+    ignores = "{% for m in messages %}{{ m.role }}{{ m.content }}<|im_end|>{% endfor %}"
+    assert report(ignores)["generation-prompt"] == "ok"
     thinks = CHATML.replace("{{ m.content }}", "{{ m.reasoning_content }}{{ m.content }}{{ m.tool_calls }}{{ tools }}")
     assert {report(thinks)[name] for name in ("thoughts", "tools", "tool-calls")} == {"ok"}
     assert report(None)["template"] == "note"

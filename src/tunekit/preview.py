@@ -37,7 +37,7 @@ class PreviewProblem:
     """A row that cannot be trained on."""
 
     row: int
-    """1-based number among the rows of the step."""
+    """1-based number of the row in its source."""
     code: str
     """Stable identifier, such as ``no-targets``."""
     message: str
@@ -246,7 +246,8 @@ class _Look:
     ) -> Preview:
         totals = LabelTotals()
         rows: list[PreviewRow] = []
-        shown: set[int] = set()
+        last: tuple[int, set[str]] = (0, set())
+        shown = 0
         problems: list[PreviewProblem] = []
         untrained = 0
         for row in found:
@@ -267,8 +268,13 @@ class _Look:
                 bos=row.bos,
                 whole=bool(row.target),
             )
-            if row.number in shown or len(shown) < n:
-                shown.add(row.number)
+            # Parts of one example, such as chosen and rejected, have one number and other roles.
+            part = row.tokens[-1].role if row.tokens else ""
+            if row.number != last[0] or part in last[1]:
+                last = (row.number, set())
+                shown += 1
+            last[1].add(part)
+            if shown <= n:
                 rows.append(row)
         # A preview that stopped by itself read enough; one that came to the end was given everything.
         read = ctx.data.counted

@@ -234,6 +234,14 @@ class _Doctor:
         asked, given = self._render(TALK[:3]), self._render(TALK[:3], generation_prompt=True)
         if isinstance(given, Exception):
             self.add("generation-prompt", "problem", f"the template cannot ask for an answer: {given}")
+        elif given == asked and whole.startswith(given) and (header := self._header_behind(whole, given)):
+            self.add(
+                "generation-prompt",
+                "problem",
+                f"the template writes {header!r} behind the last answer even where no answer is asked for "
+                "(add_generation_prompt=False); tunekit cuts it off, others train it",
+                "write the header of an answer only {% if add_generation_prompt %}",
+            )
         elif whole.startswith(given):
             same = "; it adds nothing to the question" if given == asked else ""
             self.add(
@@ -249,6 +257,25 @@ class _Doctor:
                 "think, and want rows with reasoning_content",
             )
 
+    def _header_behind(self, whole: str, given: str) -> str:
+        """What stands behind the last answer and is the header of one more; empty if nothing is."""
+        behind, header = whole.rpartition(SECOND)[2], given.rpartition(THIRD)[2]
+        length = 0
+        while length < min(len(behind), len(header)) and behind[-1 - length] == header[-1 - length]:
+            length += 1
+        shared = behind[len(behind) - length :]
+        ends = [shared.rfind(stop) + len(stop) for stop in self._stops() if stop in shared]
+        special = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        # A turn may end with a special token that generation does not stop at.
+        firsts = [shared.find(token) + len(token) for token in special if token in shared]
+        at = max(ends, default=min(firsts, default=0))
+        return shared[at:].strip()
+
+    def _stops(self) -> tuple[str, ...]:
+        """Texts of the tokens that generation stops at."""
+        stops = self.tokenizer.convert_ids_to_tokens(list(self.facts.stop_ids))
+        return tuple({str(name) for name in (*stops, self.tokenizer.eos_token) if name})
+
     def _system(self) -> None:
         text = self._render(({"role": "system", "content": SYSTEM}, *TALK))
         if isinstance(text, Exception):
@@ -259,7 +286,7 @@ class _Doctor:
             self.add(
                 "system",
                 "note",
-                "the template accepts system messages and leaves them out: the model never sees them",
+                "the template accepts system messages and leaves them out; rows with one are refused",
                 "put them into the first question",
             )
         else:
@@ -347,9 +374,7 @@ class _Doctor:
         self._bos(row.bos)
 
     def _ends(self, text: str) -> bool:
-        stops = self.tokenizer.convert_ids_to_tokens(list(self.facts.stop_ids))
-        names = {str(name) for name in (*stops, self.tokenizer.eos_token) if name}
-        return text.rstrip().endswith(tuple(names))
+        return text.rstrip().endswith(self._stops())
 
     def _stop(self, stopped: bool, turns: Sequence[bool]) -> None:
         if not stopped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 from datasets import Dataset
 
 from tunekit import Pipeline, lora
+from tunekit.data import load_dataset
 from tunekit.errors import DataError
 from tunekit.plugins import ModelFacts
+from tunekit.plugins.views import HARMFUL
 from tunekit.testing import tiny_model, tiny_tokenizer
 from tunekit_trl.encoding import IGNORED, Encoder, encoder_from
 
@@ -278,13 +281,25 @@ def test_null_keys_of_columnar_files_are_not_written() -> None:
             ],
         },
     ]
-    stored = list(Dataset.from_list(rows))
+    stored = Dataset.from_list(rows)
     assert "depth" in stored[0]["messages"][1]["tool_calls"][0]["function"]["arguments"]
     encoder = chat(TOOLS)
-    for row, plain in zip(stored, rows, strict=True):
+    for row, plain in zip(load_dataset(stored, accepts=("conversation",)), rows, strict=True):
         example = encoder.example(row, "conversation", "all-assistant")
         assert "null" not in encoder.text(example.input_ids)
         assert example == encoder.example(plain, "conversation", "all-assistant")
+
+
+def test_nulls_that_are_meant_are_written() -> None:
+    """T11, the other way round: a call that says null, as JSON text, and a default that is null stay."""
+    said = call()
+    said["tool_calls"][0]["function"]["arguments"] = '{"place": null}'
+    tool = {"name": "walrus", "parameters": {"properties": {"place": {"type": "string", "default": None}}}}
+    row = {"messages": [TALK[0], said, TALK[1]], "tools": json.dumps([tool])}
+    encoder = chat(TOOLS)
+    (read,) = load_dataset([row], accepts=("conversation",))
+    text = encoder.text(encoder.example(read, "conversation", "all-assistant").input_ids)
+    assert '"arguments": {"place": null}' in text and '"default": null' in text
 
 
 def test_tokens_beyond_the_embeddings_are_refused_before_and_in_training(tmp_path: Path) -> None:
@@ -319,6 +334,125 @@ def test_what_changes_the_labels_is_an_error_and_no_warning(tmp_path: Path, recw
         Pipeline(model=model).sft(data=rows, max_length=64, max_steps=1).run(tmp_path)
     assert caught.value.code == "no-targets" and caught.value.details["row"] == 1
     assert not [warning for warning in recwarn if "tunekit" in str(warning.filename)]
+
+
+NO_CALLS = TOOLS.replace("<tool_call>{{ c.function | tojson }}</tool_call>", "")
+ONE_CALL = TOOLS.replace("m.tool_calls or []", "(m.tool_calls or [])[:1]")
+NAMES_ONLY = TOOLS.replace("c.function | tojson", "c.function.name")
+ONE_TOOL = TOOLS.replace("for t in tools", "for t in tools[:1]")
+NO_TOOLS = TOOLS.replace("{{ t | tojson }}", "You have tools.")
+NO_RESULTS = TOOLS.replace("<tool_response>{{ m.content }}</tool_response>", "")
+NO_SYSTEM = TOOLS.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
+NO_LATER = TOOLS.replace("<tool_response>{{", "<tool_response>{{ '' if loop.index > 4 else")
+
+
+@pytest.mark.parametrize(
+    ("template", "code"),
+    [
+        (NO_CALLS, "tool-calls-lost"),
+        (ONE_CALL, "tool-calls-lost"),
+        (NAMES_ONLY, "tool-calls-lost"),
+        (NO_TOOLS, "tools-lost"),
+        (ONE_TOOL, "tools-lost"),
+        (NO_RESULTS, "tool-results-lost"),
+        (NO_LATER, "tool-results-lost"),
+        (NO_SYSTEM, "system-lost"),
+        (TOOLS, ""),
+    ],
+    ids=["calls", "one-call", "arguments", "tools", "one-tool", "results", "later-results", "system", "all-written"],
+)
+def test_what_the_template_leaves_out_is_an_error(template: str, code: str) -> None:
+    """T36: whatever the row says elsewhere. The names of all tools stand in a question, that of the call in the list
+    of tools, and what the tool answered in the last answer."""
+    twice = call(place="shore")
+    twice["tool_calls"] = [*twice["tool_calls"], *call(place="reef")["tool_calls"]]
+    other = {"type": "function", "function": {"name": "heron", "parameters": {}}}
+    system = {"role": "system", "content": "Be brief."}
+    answered = {"role": "tool", "content": "12"}
+    plain: dict[str, Any] = {"messages": TALK}
+    asked = {"role": "user", "content": "Ask walrus or heron. Be brief."}
+    agent: dict[str, Any] = {
+        "messages": [system, asked, twice, answered, answered, {"role": "assistant", "content": "12"}],
+        "tools": [WALRUS, other],
+    }
+    encoder = chat(template)
+    # A row that was refused says nothing against one that has nothing to lose, before and after.
+    made = encoder.examples([plain, agent, plain, agent], "conversation", "all-assistant")
+    assert [found.code if isinstance(found, DataError) else "" for found in made] == ["", code, "", code]
+    assert not code or code in HARMFUL
+
+
+def test_one_look_is_enough_for_many_rows() -> None:
+    """What a template writes is looked at once for rows of one kind, not once for each row."""
+    encoder = chat(TOOLS)
+    row = {"messages": [{"role": "system", "content": "S"}, TALK[0], call(a=1), {"role": "tool", "content": "12"}]}
+    rows = [{"messages": [*row["messages"], {"role": "assistant", "content": str(n)}]} for n in range(30)]
+    rendered: list[Any] = []
+    render = encoder.renderer._written._render  # type: ignore[union-attr]
+    encoder.renderer._written._render = lambda *args: rendered.append(1) or render(*args)  # type: ignore[union-attr, func-returns-value]
+    assert not any(isinstance(found, DataError) for found in encoder.examples(rows, "conversation", "all-assistant"))
+    assert len(rendered) == 4  # the system message, the call's name and its arguments, and what the tool answered
+
+
+@pytest.mark.parametrize("stop", ["<|im_end|>", "<eos>"], ids=["ends-turns", "ends-texts"])
+def test_header_behind_the_last_answer_is_not_learned(stop: str) -> None:
+    """T7: a template that writes the header of an answer whether or not it is asked to."""
+    always = driver.CHATML.partition("{% if")[0] + "{{ '<|im_start|>assistant\n' }}"
+    encoder, right = chat(always, eos=stop), chat(driver.CHATML, eos=stop)
+    for train_on in ("all-assistant", "last", "all"):
+        assert talk(encoder, TALK, train_on) == talk(right, TALK, train_on)
+    same = [{"role": "user", "content": "Ok"}, {"role": "assistant", "content": "Ok"}]
+    assert talk(encoder, same) == talk(right, same)
+    bare = "{% for m in messages %}{{ m.role[0] }}: {{ m.content }}\n{% endfor %}{{ 'a: ' }}"
+    assert talk(chat(bare, eos=stop), TALK) == f"~Yo\n~Ok\n{stop}"
+    # Templates that have no header, or none of their own, keep all they write.
+    assert talk(chat(MISTRAL, eos="<eos>"), same) == "~ Ok<eos>"
+
+
+def test_cut_answers_of_a_pair_are_counted_once_each() -> None:
+    encoder = chat(driver.CHATML, 50)
+    begin = len(encoder.pair({"prompt": "Q", "chosen": "a", "rejected": "b"}).prompt_ids)
+    row = {"prompt": "Q", "chosen": "y" * 60, "rejected": "n" * 70}
+    pair = encoder.pair(row)
+    assert pair.cuts == (begin + 62 - 50, begin + 72 - 50) and pair.cut == sum(pair.cuts)
+    rows = [{"prompt": "Q", "chosen": "a", "rejected": "b"}, row]
+    view = Pipeline(model=(tiny_model(), tiny_tokenizer())).align(method="dpo", data=rows, max_length=50).preview()
+    assert view.totals["cut_rows"] == 2 and view.totals["cut_tokens"] == pair.cut
+    assert [each.cut for each in view.rows] == [0, 0, *pair.cuts]
+
+
+def test_errors_name_the_row_of_the_file(tmp_path: Path) -> None:
+    """Whatever was shuffled and left out before it, in training as in the preview."""
+    good, long = json.dumps({"messages": TALK}), json.dumps({"messages": [{**TALK[0], "content": "p" * 300}, TALK[1]]})
+    wrong = json.dumps({"messages": [TALK[0], {**TALK[1], "weight": 0.5}]})
+    model = (tiny_model(), tiny_tokenizer())
+    file, folder = tmp_path / "rows.jsonl", tmp_path / "parts"
+    file.write_text("\n".join([good, "{broken", good, good, long, good]))
+    step: dict[str, Any] = {"max_length": 64, "max_steps": 1, "shuffle": True}
+    view = Pipeline(model=model).sft(data=str(file), on_bad_row="skip", **step).preview(n=9)
+    assert [(problem.row, problem.code) for problem in view.problems] == [(5, "no-targets")]
+    assert sorted(row.number for row in view.rows) == [1, 3, 4, 6]
+
+    file.write_text("\n".join([good, "{broken", good, good, wrong, good]))
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("\n".join([good] * 4))
+    (folder / "b.jsonl").write_text("\n".join([good, good, wrong]))
+    for data, bad, place in (
+        (file, "skip", ("rows.jsonl", 5)),
+        (folder, "error", ("b.jsonl", 3)),
+        ([json.loads(line) for line in (good, good, wrong)], "error", ("list", 3)),
+    ):
+        name, row = place
+        pipeline = Pipeline(model=model).sft(
+            data=str(data) if isinstance(data, Path) else data, on_bad_row=bad, **{**step, "shuffle": data is file}
+        )
+        with pytest.raises(DataError) as caught:
+            pipeline.run(tmp_path / f"run-{name}")
+        assert caught.value.code == "turn-flag" and caught.value.message.startswith(f"{name} row {row}: ")
+        assert caught.value.details["row"] == row and str(caught.value.details["file"]).endswith(name)
+    view = Pipeline(model=model).sft(data=str(folder), max_length=64).preview()
+    (problem,) = view.problems
+    assert problem.row == 7 and problem.message.startswith("b.jsonl row 3: message 1 has weight=0.5")
 
 
 def test_many_rows_at_once_equal_one_by_one() -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HARMFUL", "LabelTotals", "ModelFacts", "PreviewContext", "PreviewRow", "TokenView"]
 
-HARMFUL = ("double-bos", "vocabulary", "no-eos", "tool-calls-lost", "tools-lost")
+HARMFUL = ("double-bos", "vocabulary", "no-eos", "tool-calls-lost", "tools-lost", "tool-results-lost", "system-lost")
 """Codes of errors about one row that are about every row like it: a preview raises them, as training does."""
 
 
@@ -41,7 +41,8 @@ class PreviewRow:
     """One training example."""
 
     number: int
-    """1-based number of the data row, or of the packed block."""
+    """1-based number of the data row in its source (after shuffling, skipping and the like, too), or of the packed
+    block."""
     tokens: tuple[TokenView, ...]
     cut: int = 0
     """Tokens that were cut off."""

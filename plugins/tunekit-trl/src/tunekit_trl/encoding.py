@@ -76,10 +76,16 @@ class Pair:
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
-    cut: int = 0
+    cuts: tuple[int, int] = (0, 0)
+    """Tokens that were cut off the end of chosen and rejected."""
     boundary: str = "exact"
     stopped: tuple[bool, bool] = (False, False)
     """Whether the last token of chosen and rejected, blanks aside, is one that generation stops at."""
+
+    @property
+    def cut(self) -> int:
+        """Tokens that were cut off both."""
+        return sum(self.cuts)
 
 
 @dataclass
@@ -259,7 +265,7 @@ class Encoder:
             chosen.ids[:begin],
             answers[0],
             answers[1],
-            cut=sum(max(0, len(side.ids) - self.max_length) for side in sides),
+            cuts=(max(0, len(chosen.ids) - self.max_length), max(0, len(rejected.ids) - self.max_length)),
             boundary=next((side.boundary for side in sides if side.boundary != "exact"), "exact"),
             stopped=(self._ends(answers[0]), self._ends(answers[1])),
         )

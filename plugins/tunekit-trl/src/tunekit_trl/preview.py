@@ -26,18 +26,19 @@ def sft(ctx: PreviewContext) -> Iterator[PreviewRow]:
     encoder, views = _encoder(ctx)
     schema = ctx.data.schema
     train_on = encoder.train_on(schema, ctx.options.train_on)
-    rows, number = iter(ctx.data.rows()), 0
+    rows, looked = ctx.data.read(), 0
     while batch := list(islice(rows, _TOGETHER)):
-        for row, found in zip(batch, encoder.examples(batch, schema, train_on), strict=True):
-            number += 1
+        made = encoder.examples([row for _, row in batch], schema, train_on)
+        for (raw, row), found in zip(batch, made, strict=True):
+            looked += 1
             if isinstance(found, DataError):
-                yield _problem(ctx, number, found)
+                yield _problem(ctx, raw, found)
                 continue
             turns: list[tuple[int, str]] = []
-            if number <= ctx.shown:
+            if looked <= ctx.shown:
                 turns = views.turns(found.input_ids, encoder.rendered(row, schema, train_on, turns=True))
             yield PreviewRow(
-                number=number,
+                number=raw.number,
                 tokens=views.tokens(found.input_ids, found.labels, turns),
                 cut=found.cut,
                 stopped=found.stop_learned(schema),
@@ -48,27 +49,25 @@ def sft(ctx: PreviewContext) -> Iterator[PreviewRow]:
 def dpo(ctx: PreviewContext) -> Iterator[PreviewRow]:
     """The pairs that ``dpo`` learns, each as two examples of one number: the chosen answer and the rejected one."""
     encoder, views = _encoder(ctx)
-    rows, number = iter(ctx.data.rows()), 0
+    rows = ctx.data.read()
     while batch := list(islice(rows, _TOGETHER)):
-        for found in encoder.pairs(batch):
-            number += 1
+        for (raw, _), found in zip(batch, encoder.pairs([row for _, row in batch]), strict=True):
             if isinstance(found, DataError):
-                yield _problem(ctx, number, found)
+                yield _problem(ctx, raw, found)
             else:
-                yield from _sides(number, found, encoder, views)
+                yield from _sides(raw.number, found, encoder, views)
 
 
 def _sides(number: int, pair: Pair, encoder: Encoder, views: _Views) -> Iterator[PreviewRow]:
     begin = len(pair.prompt_ids)
-    for role, answer, stopped in zip(
-        ("chosen", "rejected"), (pair.chosen_ids, pair.rejected_ids), pair.stopped, strict=True
-    ):
+    answers = (pair.chosen_ids, pair.rejected_ids)
+    for role, answer, cut, stopped in zip(("chosen", "rejected"), answers, pair.cuts, pair.stopped, strict=True):
         ids = [*pair.prompt_ids, *answer]
         labels = [*[IGNORED] * begin, *answer]
         yield PreviewRow(
             number=number,
             tokens=views.tokens(ids, labels, [(0, "prompt"), (begin, role)]),
-            cut=pair.cut if len(ids) == encoder.max_length else 0,
+            cut=cut,
             stopped=stopped,
             bos=views.bos(ids),
         )
@@ -81,11 +80,11 @@ def _encoder(ctx: PreviewContext) -> tuple[Encoder, _Views]:
     return encoder, _Views(encoder)
 
 
-def _problem(ctx: PreviewContext, number: int, error: DataError) -> PreviewRow:
+def _problem(ctx: PreviewContext, raw: Any, error: DataError) -> PreviewRow:
     skip = getattr(ctx.options, "on_bad_row", "error") == "skip" and error.code in SKIPPABLE
-    return PreviewRow(
-        number=number, tokens=(), problem=error.message, code=error.code, fix=error.fix or "", skipped=skip
-    )
+    # In a folder of files the number alone does not say where the row stands.
+    message = f"{raw.file.name} row {raw.in_file}: {error.message}" if raw.file else error.message
+    return PreviewRow(number=raw.number, tokens=(), problem=message, code=error.code, fix=error.fix or "", skipped=skip)
 
 
 class _Views:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
 from tunekit.data import as_messages, plain_pair, to_text
 from tunekit.errors import DataError
+from tunekit_trl.written import WrittenCheck, is_tool
 
 __all__ = ["ChatRenderer", "PlainRenderer", "Rendered", "renderer_for", "template_source"]
 
@@ -56,10 +58,6 @@ class Rendered:
 # Which turns are targets
 
 
-def _is_tool(message: Message) -> bool:
-    return str(message.get("role")) in ("tool", "observation", "function", "ipython")
-
-
 def _wanted(message: Message, number: int) -> bool:
     """Whether a message's own flag leaves it in.
 
@@ -80,7 +78,7 @@ def _wanted(message: Message, number: int) -> bool:
                 "weights between are not supported",
             )
         wanted = wanted and bool(value)
-        if value and _is_tool(message):
+        if value and is_tool(message):
             raise DataError(
                 f"message {number} is a tool's output and asks to be learned ({name}={value!r}); the model would learn "
                 "to make up what tools answer",
@@ -113,7 +111,7 @@ def _targets(messages: Messages, train_on: str, prompt: int) -> list[int]:
 
 def _left_out(messages: Messages) -> list[int]:
     """Numbers of the messages that are not learned even where everything else is."""
-    return [number for number, message in enumerate(messages) if not _wanted(message, number) or _is_tool(message)]
+    return [number for number, message in enumerate(messages) if not _wanted(message, number) or is_tool(message)]
 
 
 def _check_flags(messages: Messages) -> None:
@@ -163,6 +161,8 @@ class ChatRenderer:
         # A template that knows one of the two spellings is given that one.
         shown = [name for name in _THOUGHTS if name in source]
         self._thoughts = shown[0] if len(shown) == 1 else None
+        self._written = WrittenCheck(self._try)
+        self._obeys: bool | None = None
 
     def pair(
         self,
@@ -192,23 +192,26 @@ class ChatRenderer:
         self, messages: list[dict[str, Any]], tools: Any, train_on: str, prompt: int, *, turns: bool
     ) -> Rendered:
         _check_flags(messages)
-        tools = _without_nulls(tools)
         chosen = None if train_on == "all" else _targets(messages, train_on, prompt)
         gaps = _left_out(messages) if chosen is None else []
         messages = [self._shown(message) for message in messages]
         text = self.render(messages, tools)
-        self._check_tools(messages, tools, text)
+        self._written.check(messages, tools, text)
+        last = len(text) - self._header_behind(messages, text, tools)
         if chosen is None:
             spans = _without(len(text), [self._whole(messages, number, text, tools) for number in gaps])
         else:
-            spans = [self._answer(messages, number, text, tools) for number in chosen]
+            spans = [self._answer(messages, number, text, tools, last) for number in chosen]
+        layout = self._layout(messages, text, tools) if turns else ()
+        text = text[:last]
+        spans = [(begin, min(end, len(text))) for begin, end in spans if begin < len(text)]
         tail = text[spans[-1][0] : spans[-1][1]].rstrip() if spans else ""
         return Rendered(
             text,
             tuple(spans),
             ends_turn=tail.endswith(self.special),
             lost_thoughts=_lost_thoughts(messages, text),
-            turns=self._layout(messages, text, tools) if turns else (),
+            turns=layout,
         )
 
     def _layout(self, messages: Messages, text: str, tools: Any) -> tuple[tuple[int, str], ...]:
@@ -245,40 +248,42 @@ class ChatRenderer:
         return str(text)
 
     def _shown(self, message: dict[str, Any]) -> dict[str, Any]:
-        """What the template is given: no flags, thoughts under the name it knows, no keys that are null."""
+        """What the template is given: no flags, thoughts under the name it knows. Nulls are meant: columnar files lose
+        theirs when they are read."""
         for name in _FLAGS:
             message.pop(name, None)
         if self._thoughts is not None:
             other = _THOUGHTS[1 - _THOUGHTS.index(self._thoughts)]
             if message.get(other) is not None:
                 message.setdefault(self._thoughts, message.pop(other))
-        if message.get("tool_calls"):
-            message["tool_calls"] = _without_nulls(message["tool_calls"])
         return message
 
-    def _check_tools(self, messages: Messages, tools: Any, text: str) -> None:
-        calls = [_name(call) for message in messages for call in message.get("tool_calls") or ()]
-        lost = [name for name in calls if name not in text]
-        if lost:
-            raise DataError(
-                f"the chat template leaves tool calls out ({lost[0]}), so the model would learn to say nothing there",
-                code="tool-calls-lost",
-                found=f"{len(lost)} of {len(calls)} calls are not in the text",
-                fix="use a model whose chat template writes tool calls, or give the tokenizer such a template",
-            )
-        names = [_name(tool) for tool in tools or ()]
-        if names and not any(name in text for name in names):
-            raise DataError(
-                f"the chat template does not show the row's tools to the model ({', '.join(names[:3])})",
-                code="tools-lost",
-                found=f"none of {len(names)} tools is in the text",
-                fix="use a model whose chat template takes tools, or give the tokenizer such a template",
-            )
+    def _header_behind(self, messages: Messages, text: str, tools: Any) -> int:
+        """Characters of the header of one more answer that stands behind the last one, in templates that write it
+        whether or not they are asked to. Nothing is answered there."""
+        last = len(messages) - 1
+        if self._obeys or last < 1 or messages[last]["role"] != "assistant":
+            return 0
+        before = self._try(messages[:last], tools)
+        if self._obeys is None and before is not None:
+            asked = self._try(messages[:last], tools, generation_prompt=True)
+            self._obeys = asked != before
+        if self._obeys or before is None or not text.startswith(before):
+            return 0
+        end = self._back(messages, last, text, tools)
+        shared = _shared_end(before, text[len(before) if end is None else end :])
+        at = max((shared.rfind(stop) + len(stop) for stop in self.stops if stop in shared), default=0)
+        if not at and end is None:
+            return 0  # the same words in question and answer would look like one
+        if not at:
+            at = min((shared.find(token) + len(token) for token in self.special if token in shared), default=0)
+        return len(shared[at:].lstrip())
 
-    def _answer(self, messages: Messages, number: int, text: str, tools: Any) -> Span:
-        """An assistant turn: from behind what the model is given before it writes, to the token that ends it."""
+    def _answer(self, messages: Messages, number: int, text: str, tools: Any, last: int) -> Span:
+        """An assistant turn: from behind what the model is given before it writes, to the token that ends it. ``last``
+        is where the last message ends."""
         begin = self._begin(messages, number, text, tools)
-        return begin, self._end(messages, number, text, tools, begin)
+        return begin, self._end(messages, number, text, tools, begin, last)
 
     def _begin(self, messages: Messages, number: int, text: str, tools: Any) -> int:
         if number > 0:
@@ -291,10 +296,10 @@ class ChatRenderer:
             raise _hidden(number, "begins")
         return begin
 
-    def _end(self, messages: Messages, number: int, text: str, tools: Any, begin: int) -> int:
+    def _end(self, messages: Messages, number: int, text: str, tools: Any, begin: int, last: int) -> int:
         if number == len(messages) - 1:
-            return len(text)
-        enders = self._enders(messages, text)
+            return last
+        enders = self._enders(messages, text[:last])
         upto = self._try(messages[: number + 1], tools, generation_prompt=False)
         if upto is not None and text.startswith(upto):
             return self._with_stop(text, begin, len(upto), enders)
@@ -305,7 +310,7 @@ class ChatRenderer:
         if end is None:
             raise _hidden(number, "ends")
         end = self._with_stop(text, begin, end, enders)
-        blanks = text[len(text.rstrip()) :] if messages[-1]["role"] == "assistant" else ""
+        blanks = text[len(text[:last].rstrip()) : last] if messages[-1]["role"] == "assistant" else ""
         return end + len(blanks) if text.startswith(blanks, end) else end
 
     def _with_stop(self, text: str, begin: int, end: int, enders: Sequence[str]) -> int:
@@ -406,6 +411,13 @@ def _hidden(number: int, what: str) -> DataError:
     )
 
 
+def _shared_end(first: str, second: str) -> str:
+    """The longest text that both end with."""
+    pairs = zip(reversed(first), reversed(second), strict=False)
+    length = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return first[len(first) - length :]
+
+
 def _lost_thoughts(messages: Messages, text: str) -> int:
     lost = 0
     for message in messages:
@@ -413,21 +425,6 @@ def _lost_thoughts(messages: Messages, text: str) -> int:
             thoughts = next((str(message[name]) for name in _THOUGHTS if message.get(name)), "").strip()
             lost += bool(thoughts) and thoughts not in text
     return lost
-
-
-def _name(tool: Any) -> str:
-    """Name of a tool or of a tool call."""
-    function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
-    return str(function.get("name", "")) if isinstance(function, Mapping) else ""
-
-
-def _without_nulls(value: Any) -> Any:
-    """Without the keys that are null: columnar files give every object the keys of all the others."""
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
-        return [_without_nulls(item) for item in value]
-    return value
 
 
 def template_source(tokenizer: Any) -> str:

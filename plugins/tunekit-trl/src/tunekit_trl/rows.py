@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import islice
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 from datasets import Dataset
 
@@ -20,10 +21,22 @@ __all__ = ["DataFacts", "encoder_for", "held_out_rows", "pair_rows", "sft_rows"]
 
 T = TypeVar("T", Example, Pair)
 
+
+class _Place(NamedTuple):
+    """Where a row stands."""
+
+    row: int
+    """1-based number in the file, or in the data set where that is no folder of files."""
+    file: str = ""
+    """The file, where there are several."""
+
+
+Numbered = tuple[_Place, dict[str, Any]]
+
 _TOGETHER = 256
 _LISTED = 5
 _COUNTED = ("cut_rows", "cut_tokens", "split_rows", "merged_rows", "appended_stops", "lost_thoughts")
-_ENCODER = 1
+_ENCODER = 2
 """Raised when the same row would become other tokens or labels: kept tokens are made again."""
 _LARGE_BYTES = 64 << 20
 _LARGE_ROWS = 50_000
@@ -76,7 +89,7 @@ class DataFacts:
             tokens=counted["tokens"],
             trained_tokens=counted["targets"],
             longest=counted["longest"],
-            skipped=[(number, error.message) for number, error in store.problems],
+            skipped=[(int(error.details.get("row", number)), error.message) for number, error in store.problems],
             skipped_rows=sum(counted["problems"].values()),
             totals=totals,
             **summed,
@@ -206,13 +219,16 @@ def _stored(
     chosen = encoder.train_on(data.schema, train_on)
     skip = getattr(ctx.options, "on_bad_row", "error") == "skip"
 
-    def encode(rows: list[dict[str, Any]]) -> list[hf.TokenRow | DataError]:
-        made = encoder.examples(rows, data.schema, chosen)
-        return [found if isinstance(found, DataError) else _token_row(found, data.schema) for found in made]
+    def encode(rows: list[Numbered]) -> list[hf.TokenRow | DataError]:
+        made = encoder.examples([row for _, row in rows], data.schema, chosen)
+        return [
+            _placed(found, place) if isinstance(found, DataError) else _token_row(found, data.schema)
+            for found, (place, _) in zip(made, rows, strict=True)
+        ]
 
     def judge(number: int, error: DataError) -> None:
         if not (skip and error.code in SKIPPABLE):
-            raise _in_row(data, number, error) from error
+            raise _in_row(data, error) from error
 
     settings = {
         "encoder": [version("tunekit-trl"), _ENCODER],
@@ -223,7 +239,8 @@ def _stored(
         "vocabulary": encoder.vocabulary,
     }
     key = hf.token_key(data.fingerprint(), encoder.tokenizer, settings)
-    store = hf.TokenStore.build(ctx, name, data.rows(), encode, key=key, total=data.total(), on_problem=judge, **limits)
+    numbered = _numbered(data)
+    store = hf.TokenStore.build(ctx, name, numbered, encode, key=key, total=data.total(), on_problem=judge, **limits)
     left_out = sum(store.facts["problems"].values())
     if not len(store):
         raise _nothing(data, left_out, left_out)
@@ -256,10 +273,8 @@ def pair_rows(ctx: StepContext, encoder: Encoder) -> tuple[Dataset, DataFacts]:
         answers = len(pair.chosen_ids) + len(pair.rejected_ids)
         longest = len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
         facts.count(2 * len(pair.prompt_ids) + answers, answers, longest, pair.cut, pair.boundary)
-        for answer, stopped in zip((pair.chosen_ids, pair.rejected_ids), pair.stopped, strict=True):
-            facts.totals.add(
-                tokens=len(pair.prompt_ids) + len(answer), trained=len(answer), cut=pair.cut, stopped=stopped
-            )
+        for answer, cut, stopped in zip((pair.chosen_ids, pair.rejected_ids), pair.cuts, pair.stopped, strict=True):
+            facts.totals.add(tokens=len(pair.prompt_ids) + len(answer), trained=len(answer), cut=cut, stopped=stopped)
     facts.appended_stops = encoder.appended_stops
     facts.totals.raise_if_harmful()
     facts.tell(ctx)
@@ -284,18 +299,18 @@ def _encode(
     skip = getattr(ctx.options, "on_bad_row", "error") == "skip"
     made: list[T] = []
     number = 0
-    rows = iter(data.rows())
+    rows = _numbered(data)
     while batch := list(islice(rows, _TOGETHER)):
         ctx.cancel.raise_if_cancelled()
-        for found in encode(batch):
+        for (place, _), found in zip(batch, encode([row for _, row in batch]), strict=True):
             number += 1
             if not isinstance(found, DataError):
                 made.append(found)
             elif skip and found.code in SKIPPABLE:
-                facts.skipped.append((number, found.message))
+                facts.skipped.append((place.row, found.message))
                 facts.skipped_rows += 1
             else:
-                raise _in_row(data, number, found) from found
+                raise _in_row(data, _placed(found, place)) from found
         ctx.progress(number, None, "rows", "tokenizing")
     if not made:
         raise _nothing(data, number, facts.skipped_rows)
@@ -312,13 +327,30 @@ def _nothing(data: Data, rows: int, left_out: int) -> DataError:
     )
 
 
-def _in_row(data: Data, number: int, error: DataError) -> DataError:
+def _numbered(data: Data) -> Iterator[Numbered]:
+    """The rows, each with where it stands in its source: what a step trains on may be shuffled and chosen from it."""
+    for raw, row in data.read():
+        if raw.file is None or raw.in_file is None:
+            yield _Place(raw.number), row
+        else:
+            yield _Place(raw.in_file, str(raw.file)), row
+
+
+def _placed(error: DataError, place: _Place) -> DataError:
+    """The error with its row, in a form that is kept on disk."""
+    error.details = {**error.details, "row": place.row} | ({"file": place.file} if place.file else {})
+    return error
+
+
+def _in_row(data: Data, error: DataError) -> DataError:
+    file = error.details.get("file")
+    name = Path(file).name if file else data.name
     return DataError(
-        f"{data.name} row {number}: {error.message}.",
+        f"{name} row {error.details['row']}: {error.message}.",
         code=error.code,
         asked=error.asked,
         found=error.found,
         suggestions=error.suggestions,
         fix=error.fix,
-        details={**error.details, "file": str(data.source or data.name), "row": number},
+        details={**error.details, "file": file or str(data.source or data.name)},
     )
