@@ -106,7 +106,7 @@ CHAT_FORMATS: tuple[Format, ...] = (
         optional=("tools", *SYSTEM),
         convert=keep("prompt", "completion"),
         without=JUDGED,
-        summary="prompt and completion as they are; strings are continued without a chat template",
+        summary="prompt and completion as they are; strings become a user and an assistant turn of the chat template, if any",
     ),
     Format(
         name="alpaca",
