@@ -6,8 +6,8 @@ or message lists; :func:`as_messages`, :func:`to_text` and :func:`plain_pair` tu
 
 Formats that name a question and an answer (Alpaca, question/answer, ShareGPT, OpenAI ...) give message lists, which a
 trainer renders through the model's chat template, or through :func:`plain_pair` if the model has none. Columns called
-``prompt``, ``completion``, ``chosen`` and ``rejected`` are kept as they are: strings there become a user and an assistant
-turn where the tokenizer has a chat template, and are continued as raw text where it has none.
+``prompt``, ``completion``, ``chosen`` and ``rejected`` are kept as they are: strings there become a user and an
+assistant turn where the tokenizer has a chat template, and are continued as raw text where it has none.
 """
 
 from __future__ import annotations

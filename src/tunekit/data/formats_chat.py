@@ -106,7 +106,7 @@ CHAT_FORMATS: tuple[Format, ...] = (
         optional=("tools", *SYSTEM),
         convert=keep("prompt", "completion"),
         without=JUDGED,
-        summary="prompt and completion as they are; strings become a user and an assistant turn of the chat template, if any",
+        summary="prompt and completion as they are; strings become turns of the chat template, if there is one",
     ),
     Format(
         name="alpaca",

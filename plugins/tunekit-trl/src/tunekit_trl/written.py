@@ -66,7 +66,7 @@ class WrittenCheck:
         for number, tool in enumerate(tools or ()):
             others = _changed_tool(tool)
             with_others = [[*tools[:number], other, *tools[number + 1 :]] for other in others]
-            place = (min(number, 1), number == len(tools) - 1, messages[0]["role"], len(messages) > 1)
+            place: tuple[Any, ...] = (min(number, 1), number == len(tools) - 1, messages[0]["role"], len(messages) > 1)
             self._demand("tools-lost", place, text, [(messages, changed) for changed in with_others], _name(tool))
         asked = max((number for number, message in enumerate(messages) if message["role"] == "user"), default=0)
         for number, message in enumerate(messages):
