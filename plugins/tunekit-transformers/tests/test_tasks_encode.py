@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunekit.testing import tiny_tokenizer
-from tunekit_transformers.tasks.encode import IGNORED, TaskEncoder
+from tunekit_transformers.tasks.encode import IGNORED, Encoded, TaskEncoder
 from tunekit_transformers.tasks.heads import Scale
-from tunekit_transformers.tasks.trainer import TaskBatches, TaskData, collate, loss_sum
+from tunekit_transformers.tasks.trainer import TaskBatches, TaskData, collate, count_targets, loss_sum, predict
 
 
 def wordpiece() -> Any:
@@ -181,13 +182,48 @@ def test_class_weights_and_smoothing_are_those_of_torch() -> None:
     logits, labels = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 2, -100, 1])
     weights = (0.5, 1.0, 4.0)
     task = TaskData(name="x", kind="classification", train=None, class_weights=weights, label_smoothing=0.1)  # type: ignore[arg-type]
-    loss, count = loss_sum(task, logits, labels)
+    loss = loss_sum(task, logits, labels)
     expected = torch.nn.functional.cross_entropy(
         logits, labels, weight=torch.tensor(weights), label_smoothing=0.1, reduction="sum"
     )
-    assert count == 5 and float(loss) == pytest.approx(float(expected))
-    plain, _ = loss_sum(task, logits, labels, plain=True)
+    assert count_targets(labels) == 5 and float(loss) == pytest.approx(float(expected))
+    assert task.weights_on(logits.device) is task.weights_on(logits.device)
+    plain = loss_sum(task, logits, labels, plain=True)
     assert float(plain) == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum")))
     scores = TaskData(name="x", kind="regression", train=None, scale=Scale(2.0, 4.0))  # type: ignore[arg-type]
-    loss, count = loss_sum(scores, torch.tensor([[0.0], [1.0]]), torch.tensor([2.0, 2.0]))
-    assert (float(loss), count) == (1.0, 2)
+    aims = torch.tensor([2.0, 2.0])
+    loss = loss_sum(scores, torch.tensor([[0.0], [1.0]]), aims)
+    assert (float(loss), count_targets(aims)) == (1.0, 2)
+
+
+@pytest.mark.parametrize("max_tokens", [None, 40, 4])
+def test_held_out_rows_are_predicted_in_batches_by_tokens(max_tokens: int | None) -> None:
+    """``batch_size`` is as large as ``max_tokens_per_batch`` where batches are filled by tokens alone."""
+    shapes = []
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = torch.nn.Embedding(64, 2)
+
+        def forward(self, input_ids: Any, **_: Any) -> Any:
+            shapes.append(tuple(input_ids.shape))
+            return SimpleNamespace(logits=self.embedding(input_ids[:, 0]))
+
+    lengths = [3, 20, 9, 5, 10, 2]
+    rows = [{"input_ids": np.full(size, 7 * size % 64), "labels": size % 2} for size in lengths]
+    task = TaskData(name="x", kind="classification", train=Encoded("classification", rows=rows))
+    model = Model()
+    outputs, _, targets = predict(model, task, task.train, 0, 40, max_tokens=max_tokens)
+    assert targets == 6 and sum(count for count, _ in shapes) == 6
+    expected = {None: [(6, 20)], 40: [(2, 20), (4, 9)], 4: [(1, size) for size in (20, 10, 9, 5, 3, 2)]}
+    assert shapes == expected[max_tokens]
+    for size, own in zip(lengths, outputs, strict=True):
+        assert own == pytest.approx(model.embedding.weight[7 * size % 64].tolist())
+
+
+def test_encoding_says_how_far_it_is() -> None:
+    told: list[int] = []
+    rows = ((number, {"text": "a", "label": "x"}) for number in range(2500))
+    TaskEncoder("classification", wordpiece(), 8, labels=("x", "y")).encode_rows(rows, told.append)
+    assert told == [0, 1000, 2000, 2500]

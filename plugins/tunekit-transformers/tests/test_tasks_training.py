@@ -20,6 +20,7 @@ from tunekit.events import MetricLogged  # noqa: E402
 from tunekit.plugins import hf  # noqa: E402
 from tunekit.testing import tiny_pair  # noqa: E402
 from tunekit_transformers.tasks import load_tasks  # noqa: E402
+from tunekit_transformers.tasks.trainer import Measuring  # noqa: E402
 
 COLOURS = ("red", "green", "blue")
 NOUNS = ("car", "door", "hat", "cup of tea", "old house by the sea")
@@ -185,6 +186,41 @@ def test_heads_are_trained_in_full_beside_lora(tmp_path: Path, model: Any, task:
 
 
 @pytest.mark.parametrize(
+    ("model", "task"),
+    [(bert, "classification"), (bert, "several"), (tiny_pair, "regression"), (tiny_pair, "ner")],
+    ids=["encoder-classes", "encoder-several", "decoder-scores", "decoder-tags"],
+)
+def test_lora_beside_a_head_works_in_bfloat16_under_autocast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Any, task: str
+) -> None:
+    """Frozen body in bfloat16, head in float32, mixed precision: how a CUDA device trains."""
+    from tunekit.plugins.hf import arguments
+
+    defaults = arguments.device_defaults
+    monkeypatch.setattr(arguments, "device_defaults", lambda: {**defaults(), "bf16": True})
+    rows: Any = {"classification": CLASSES, "ner": TAGS, "regression": SCORES, "several": None}[task]
+    options: dict[str, Any] = {"task": SEVERAL} if task == "several" else {"task": task, "data": rows, "test": rows}
+    if task != "several":
+        options |= {"validation": 3, "keep_best": True, "validate_every": 2}
+    loaded = model()
+    loaded[0].to(torch.bfloat16)
+    step = run(loaded, tmp_path, max_steps=4, adapter=lora(r=4), **options).steps[-1]
+    proof = step.artifact.details["merge_proof"]
+    assert proof["dtype"] == "bfloat16" and proof["max_abs_diff"] <= proof["tolerance"]
+    from safetensors.torch import load_file
+
+    stored = load_file(step.model.path / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.bfloat16}
+    assert any(name.startswith("test_") for name in step.artifact.metrics)
+    if task == "several":
+        assert sorted(load_tasks(step.model.path)) == sorted(SEVERAL)
+        return
+    name = "classifier" if model is bert else "score"
+    trained = load_file(step.adapter_path / "adapter_model.safetensors")[f"base_model.model.{name}.weight"]
+    assert trained.dtype == torch.float32 and torch.equal(stored[f"{name}.weight"], trained.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
     "model", [bert, tiny_pair, lambda: tiny_pair(pad_is_eos=True)], ids=["encoder", "decoder", "pad-is-eos"]
 )
 @pytest.mark.parametrize("task", ["classification", "ner"])
@@ -233,6 +269,53 @@ def test_the_best_weights_are_handed_on(tmp_path: Path) -> None:
         step.artifact.metrics["eval_accuracy"]
     )
     assert not (step.model.path.parent / "best").exists()
+
+
+@pytest.mark.parametrize("missing", [0, 2], ids=["first", "last"])
+def test_a_metric_that_is_undefined_once_is_the_worst(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int
+) -> None:
+    """Predictions that are all equal have no correlation. The weights of that step are not those of the one before."""
+    from tunekit_transformers.tasks import metrics
+
+    original, calls, kept = metrics.regression_report, [0], {}
+
+    def report(true: Any, predicted: Any) -> Any:
+        calls[0] += 1
+        return original(true, [1.0] * len(true) if calls[0] == missing + 1 else predicted)
+
+    monkeypatch.setattr(metrics, "regression_report", report)
+    write = Measuring._write
+
+    def noted(self: Any, model: Any, step: int) -> None:
+        kept[step] = True
+        write(self, model, step)
+
+    monkeypatch.setattr(Measuring, "_write", noted)
+    rows = [{"text": f"{'very ' * (number % 6)}good {number}", "score": float(2 + number % 6)} for number in range(30)]
+    options = {"data": rows, "validation": 8, "keep_best": True, "metric_for_best": "pearson", "validate_every": 2}
+    step = run(bert(), tmp_path, task="regression", max_steps=6, **options).steps[-1]
+    measured = [row for row in step.history if "eval_loss" in row]
+    assert [row["step"] for row in measured] == [2, 4, 6] and "eval_pearson" not in measured[missing]
+    values = {row["step"]: row["eval_pearson"] for row in measured if "eval_pearson" in row}
+    best = max(values, key=lambda number: values[number])
+    details = step.artifact.details
+    assert details["best_step"] == details["weights_of_step"] == best and 2 * missing + 2 not in kept
+    assert step.artifact.metrics["eval_pearson"] == pytest.approx(values[best], rel=1e-5)
+
+
+def test_options_without_effect_are_refused() -> None:
+    from pydantic import ValidationError
+
+    from tunekit_transformers.tasks.options import ClassificationOptions, NerOptions, NerTask
+
+    with pytest.raises(ValidationError, match="metric_for_best='f1' has no effect"):
+        ClassificationOptions(data="x", validation=0.1, metric_for_best="f1")
+    assert ClassificationOptions(data="x", validation=0.1, metric_for_best="f1", early_stopping=2).early_stopping == 2
+    for cls, rest in ((NerOptions, {}), (NerTask, {"task": "ner"})):
+        with pytest.raises(ValidationError, match="overlap has no effect"):
+            cls(data="x", long="cut", overlap=8, **rest)  # type: ignore[arg-type]
+        assert cls(data="x", long="window", overlap=8, **rest).overlap == 8  # type: ignore[arg-type]
 
 
 def test_labels_keep_their_names_and_a_head_that_fits_is_kept(tmp_path: Path) -> None:

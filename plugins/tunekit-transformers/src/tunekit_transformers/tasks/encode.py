@@ -107,7 +107,7 @@ class TaskEncoder:
         self.overlap = min(overlap, self.room // 2)
         self._by_words = kind == "ner" and _splits_words(tokenizer)
 
-    def encode(self, data: Dataset, tick: Callable[[], None] = lambda: None) -> Encoded:
+    def encode(self, data: Dataset, tick: Callable[[int], None] = lambda done: None) -> Encoded:
         """All rows of a data set.
 
         Raises:
@@ -118,14 +118,15 @@ class TaskEncoder:
     def encode_rows(
         self,
         numbered: Iterable[tuple[int, Mapping[str, Any]]],
-        tick: Callable[[], None] = lambda: None,
+        tick: Callable[[int], None] = lambda done: None,
         name: str = "rows",
     ) -> Encoded:
-        """Rows with their numbers in the source. Rows without a target may be given: nothing of them is learned."""
+        """Rows with their numbers in the source. Rows without a target may be given: nothing of them is learned.
+        ``tick`` is told how many rows are done, in between and at the end."""
         made = Encoded(self.kind)
         stream = iter(numbered)
         while chunk := list(islice(stream, _CHUNK)):
-            tick()
+            tick(len(made.truth))
             work = self._tags if self.kind == "ner" else self._texts
             for number, found in work([row for _, row in chunk], made):
                 row = chunk[number][1]
@@ -138,6 +139,7 @@ class TaskEncoder:
                         details={"row": chunk[number][0], "field": "tokens" if self.kind == "ner" else "text"},
                     )
                 made.rows.extend(found)
+        tick(len(made.truth))
         return made
 
     def _texts(self, rows: list[Mapping[str, Any]], made: Encoded) -> Iterator[tuple[int, list[dict[str, Any]] | None]]:

@@ -59,6 +59,12 @@ class _Tags(_Classes):
     overlap: int = Field(default=32, ge=0, json_schema_extra={"unit": "tokens"})
     """Context that a window shares with the one before it."""
 
+    @model_validator(mode="after")
+    def _overlap_of_windows(self) -> Self:
+        if self.long == "cut" and self.overlap != _Tags.model_fields["overlap"].default:
+            raise ValueError('overlap has no effect with long="cut": there are no windows')
+        return self
+
 
 class _Scores(Options):
     pooling: Literal["head", "cosine"] = "head"
@@ -97,6 +103,16 @@ class _TaskOptions(SupervisedOptions):
     """Stop after this many measurements that were not better by ``metric_for_best``."""
     keep_best: bool = False
     """Hand on the weights that were best by ``metric_for_best`` in place of the last ones."""
+
+    @model_validator(mode="after")
+    def _metric_for_what_chooses(self) -> Self:
+        metric = getattr(self, "metric_for_best", "loss")
+        if metric != "loss" and not self.keep_best and self.early_stopping is None:
+            raise ValueError(
+                f"metric_for_best={metric!r} has no effect without keep_best=True or early_stopping=3: nothing is "
+                "chosen by it"
+            )
+        return self
 
     def resolve(self, *, adapter: str | None) -> Self:
         """Fill in the learning rate."""

@@ -31,20 +31,21 @@ def _rows(
     limit = min(max_length, facts.positions or max_length)
     segments = int(facts.config.get("type_vocab_size") or 0) > 1
     apart = kind == "regression" and options.pooling == "cosine"
+    encoder = TaskEncoder(
+        kind,
+        tokenizer,
+        limit,
+        segments=segments,
+        apart=apart,
+        long=getattr(options, "long", "window"),
+        overlap=getattr(options, "overlap", 32),
+    )
     for raw, row in data.read():
         row = dict(row)
         if kind == "ner" and is_entities([*row["tags"], "B-x"]):
             row["tags"] = to_bio(row["tags"])
-        encoder = TaskEncoder(
-            kind,
-            tokenizer,
-            limit,
-            labels=tuple(dict.fromkeys(row["tags"])) if kind == "ner" else None,
-            segments=segments,
-            apart=apart,
-            long=getattr(options, "long", "window"),
-            overlap=getattr(options, "overlap", 32),
-        )
+        for tag in row["tags"] if kind == "ner" else ():
+            encoder.numbers.setdefault(tag, len(encoder.numbers))
         target = prefix + ("" if kind == "ner" else str(row.get("label", row.get("score"))))
         problem, code = "", ""
         try:

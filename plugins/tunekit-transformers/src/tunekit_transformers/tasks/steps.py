@@ -16,7 +16,7 @@ from tunekit_transformers.tasks import heads, metrics
 from tunekit_transformers.tasks.encode import Encoded, TaskEncoder
 from tunekit_transformers.tasks.loading import write_tasks
 from tunekit_transformers.tasks.tags import bio_problem, is_entities, to_bio
-from tunekit_transformers.tasks.trainer import Measuring, TaskData, TaskTrainer, measure
+from tunekit_transformers.tasks.trainer import Measuring, TaskData, TaskTrainer
 
 if TYPE_CHECKING:
     from tunekit.artifacts import Artifact
@@ -303,7 +303,13 @@ class _Setup:
 
     def _encode(self, part: str) -> Encoded:
         data: Dataset = self.source[part]
-        return self.encoder.encode_rows(self.rows[part], self.ctx.cancel.raise_if_cancelled, name=data.name)
+        total = len(self.rows[part])
+
+        def tick(done: int) -> None:
+            self.ctx.cancel.raise_if_cancelled()
+            self.ctx.progress(done, total, "rows", f"tokenizing {part}" + (f" of {self.name}" if self.name else ""))
+
+        return self.encoder.encode_rows(self.rows[part], tick, name=data.name)
 
     def _tell(self) -> None:
         for part, made in self.encoded.items():
@@ -373,6 +379,14 @@ def _train(ctx: StepContext, model: Any, tokenizer: Any, tasks: Sequence[TaskDat
             f"Training stopped after {trainer.state.global_step} of {trainer.state.max_steps} steps: "
             f"{options.early_stopping} measurements were not better.",
         )
+    undefined = measuring.undefined(trainer.state) if options.keep_best or options.early_stopping else []
+    if undefined:
+        ctx.notice(
+            "metric-undefined",
+            f"{options.metric_for_best} is not defined for the held-out rows at optimizer steps "
+            f"{', '.join(map(str, undefined[:5]))}{' ...' if len(undefined) > 5 else ''}: all predictions or all rows "
+            "are equal there. These measurements count as the worst.",
+        )
     measuring.restore(trainer.model, trainer.state)
     return trainer, outcome
 
@@ -384,7 +398,7 @@ def _judge(ctx: StepContext, trainer: Any, task: TaskData, prefix: str = "") -> 
     for part, data, start in (("validation", task.validation, "eval"), ("test", task.test, "test")):
         if data is None:
             continue
-        report = measure(trainer.model, task, data, trainer.pad, trainer.args.train_batch_size, trainer.many)
+        report = trainer.measure(task, data)
         numbers |= {f"{start}_{prefix}{k}": v for k, v in metrics.scalars(report).items() if k != "n"}
         reports[part] = report
     return numbers, reports

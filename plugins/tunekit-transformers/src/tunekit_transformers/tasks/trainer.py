@@ -39,6 +39,13 @@ class TaskData:
     label_smoothing: float = 0.0
     scale: Scale = field(default_factory=Scale)
     entities: bool = True
+    _weights: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def weights_on(self, device: Any) -> Any:
+        """``class_weights`` as a float32 tensor, (classes,), made once per device; None without."""
+        if self.class_weights is not None and (self._weights is None or self._weights.device != device):
+            self._weights = torch.tensor(self.class_weights, device=device)
+        return self._weights
 
 
 class TaskBatches:
@@ -215,8 +222,13 @@ def _padded(rows: Sequence[Mapping[str, Any]], pad: int, prefix: str) -> dict[st
     return batch
 
 
-def loss_sum(task: TaskData, logits: Any, labels: Any, *, plain: bool = False) -> tuple[Any, int]:
-    """Summed loss of a batch, and its number of targets.
+def count_targets(labels: Any) -> int:
+    """Number of targets of a batch, from labels as :func:`collate` gives them."""
+    return int((labels != IGNORED).sum()) if labels.dtype == torch.int64 else len(labels)
+
+
+def loss_sum(task: TaskData, logits: Any, labels: Any, *, plain: bool = False) -> Any:
+    """Summed loss of a batch.
 
     Args:
         task: whose loss.
@@ -227,19 +239,15 @@ def loss_sum(task: TaskData, logits: Any, labels: Any, *, plain: bool = False) -
     logits = logits.float()
     if task.kind == "regression":
         aim = (labels.float() - task.scale.mean) / task.scale.deviation
-        return torch.nn.functional.mse_loss(logits[:, 0], aim, reduction="sum"), len(labels)
-    weight = None
-    if task.class_weights is not None and not plain:
-        weight = torch.tensor(task.class_weights, device=logits.device)
-    loss = torch.nn.functional.cross_entropy(
+        return torch.nn.functional.mse_loss(logits[:, 0], aim, reduction="sum")
+    return torch.nn.functional.cross_entropy(
         logits.reshape(-1, logits.shape[-1]),
         labels.reshape(-1),
-        weight=weight,
+        weight=None if plain else task.weights_on(logits.device),
         ignore_index=IGNORED,
         reduction="sum",
         label_smoothing=0.0 if plain else task.label_smoothing,
     )
-    return loss, int((labels != IGNORED).sum())
 
 
 class TaskTrainer(Trainer):
@@ -283,9 +291,7 @@ class TaskTrainer(Trainer):
     def _collate(self, items: Sequence[tuple[int, dict[str, Any], bool]]) -> dict[str, Any]:
         number, _, counts = items[0]
         batch: dict[str, Any] = collate([row for _, row, _ in items], self.tasks[number].kind, self.pad)
-        labels = batch["labels"]
-        targets = int((labels != IGNORED).sum()) if labels.dtype == torch.int64 else len(labels)
-        return {**batch, "task": number, "targets": targets if counts else 0}
+        return {**batch, "task": number, "targets": count_targets(batch["labels"]) if counts else 0}
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         samples = []
@@ -312,12 +318,17 @@ class TaskTrainer(Trainer):
         number, labels, targets = inputs.pop("task"), inputs.pop("labels"), inputs.pop("targets")
         task = self.tasks[number]
         outputs = model(task=task.name, **inputs) if self.many else model(**inputs)
-        loss, _ = loss_sum(task, outputs.logits, labels)
+        loss = loss_sum(task, outputs.logits, labels)
         share = self._batches[number] / sum(self._batches.values()) if len(self.tasks) > 1 else 1.0
         loss = loss * (task.weight * share / max(self._targets[number], 1.0)) * (1 if targets else 0)
         if self.args.world_size > 1:
             loss = loss * self.args.world_size  # gradients are averaged over the processes
         return (loss, outputs) if return_outputs else loss
+
+    def measure(self, task: TaskData, data: Encoded) -> dict[str, Any]:
+        """The report of the present weights on rows of a task, in batches as large as those of training."""
+        rows, tokens = self.args.train_batch_size, self.options.max_tokens_per_batch
+        return measure(self.model, task, data, self.pad, rows, self.many, max_tokens=tokens)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure the held-out rows of every task that has some, and log the numbers as ``eval_...``."""
@@ -326,7 +337,7 @@ class TaskTrainer(Trainer):
         for task in self.tasks:
             if task.validation is None:
                 continue
-            report = measure(self.model, task, task.validation, self.pad, self.args.train_batch_size, self.many)
+            report = self.measure(task, task.validation)
             start = f"eval_{task.name}_" if self.many else "eval_"
             numbers |= {f"{start}{name}": value for name, value in metrics.scalars(report).items() if name != "n"}
             total += task.weight * float(report["loss"]) / task.scale.deviation**2
@@ -354,13 +365,22 @@ class _Loader(torch.utils.data.DataLoader):
 
 
 @torch.no_grad()
-def measure(model: Any, task: TaskData, data: Encoded, pad: int, batch_size: int, many: bool = False) -> dict[str, Any]:
+def measure(
+    model: Any,
+    task: TaskData,
+    data: Encoded,
+    pad: int,
+    batch_size: int,
+    many: bool = False,
+    *,
+    max_tokens: int | None = None,
+) -> dict[str, Any]:
     """Predict all rows and compare. ``loss`` is the mean of the plain loss, in the units of the data.
 
     Raises:
         StepError: code ``nan-loss`` if the loss is no number.
     """
-    outputs, loss, targets = predict(model, task, data, pad, batch_size, many)
+    outputs, loss, targets = predict(model, task, data, pad, batch_size, many, max_tokens=max_tokens)
     report = judge(task, data, outputs)
     report["loss"] = loss / max(targets, 1) * task.scale.deviation**2
     if not math.isfinite(report["loss"]):
@@ -374,30 +394,42 @@ def measure(model: Any, task: TaskData, data: Encoded, pad: int, batch_size: int
 
 @torch.no_grad()
 def predict(
-    model: Any, task: TaskData, data: Encoded, pad: int, batch_size: int, many: bool = False
+    model: Any,
+    task: TaskData,
+    data: Encoded,
+    pad: int,
+    batch_size: int,
+    many: bool = False,
+    *,
+    max_tokens: int | None = None,
 ) -> tuple[list[np.ndarray[Any, Any]], float, int]:
     """Logits of each row, (classes,), (1,) or (words of the row, tags); summed loss, number of targets.
 
-    The longest rows come first. The mode of the model is put back.
+    The longest rows come first; a batch has up to ``batch_size`` rows and ``max_tokens`` tokens, padding included. The
+    mode of the model is put back.
     """
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     outputs: list[Any] = [None] * len(data.rows)
     loss, targets = 0.0, 0
-    order = np.argsort(-data.lengths, kind="stable").tolist()
+    lengths = data.lengths
+    order = np.argsort(-lengths, kind="stable").tolist()
+    at = 0
     try:
         with hf.quiet():
-            for at in range(0, len(order), batch_size):
-                chosen = order[at : at + batch_size]
+            while at < len(order):
+                fit = batch_size if max_tokens is None else max_tokens // int(lengths[order[at]])
+                chosen = order[at : at + max(1, min(batch_size, fit))]
+                at += len(chosen)
                 batch = collate([data.rows[number] for number in chosen], task.kind, pad)
+                targets += count_targets(batch["labels"])
                 inputs = {name: value.to(device) for name, value in batch.items()}
                 labels = inputs.pop("labels")
                 logits = (model(task=task.name, **inputs) if many else model(**inputs)).logits
                 if not bool(torch.isfinite(logits).all()):
                     raise StepError("The model computes outputs that are no numbers.", code="nan-loss")
-                part, count = loss_sum(task, logits, labels, plain=True)
-                loss, targets = loss + float(part), targets + count
+                loss += float(loss_sum(task, logits, labels, plain=True))
                 values = logits.float().cpu().numpy()
                 for number, own in zip(chosen, values, strict=True):
                     outputs[number] = own[data.rows[number]["positions"]] if task.kind == "ner" else own
@@ -475,7 +507,10 @@ class Measuring(TrainerCallback):
         return control
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if self.options.keep_best and self.best(state) == self._values(state)[-1][0] and state.is_world_process_zero:
+        newest = self._values(state)[-1:]
+        if not newest or newest[0][0] != state.global_step:
+            return control
+        if self.options.keep_best and self.best(state) == state.global_step and state.is_world_process_zero:
             self._write(kwargs["model"], state.global_step)
         if self._exhausted(state) and state.global_step < state.max_steps:
             self.stopped_early = True
@@ -484,8 +519,8 @@ class Measuring(TrainerCallback):
         return control
 
     def best(self, state: Any) -> int | None:
-        """Optimizer step of the best measurement, the first of equal ones; None: nothing was measured."""
-        values = self._values(state)
+        """Optimizer step of the best measurement, the first of equal ones; None: no measurement has a value."""
+        values = [(step, value) for step, value in self._values(state) if math.isfinite(value)]
         return min(values, key=lambda item: (self.sign * item[1], item[0]))[0] if values else None
 
     def restore(self, model: Any, state: Any) -> bool:
@@ -529,8 +564,19 @@ class Measuring(TrainerCallback):
             save_file(weights, aside, metadata={"tunekit": json.dumps({"step": step})})
             aside.replace(self.folder / _FILE)
 
+    def undefined(self, state: Any) -> list[int]:
+        """Optimizer steps of the measurements for which the metric is not defined."""
+        return [step for step, value in self._values(state) if not math.isfinite(value)]
+
     def _values(self, state: Any) -> list[tuple[int, float]]:
-        return [(int(row["step"]), float(row[self.name])) for row in state.log_history if self.name in row]
+        """Step and value of each measurement; a value that is not defined, such as the correlation with predictions
+        that are all equal, is the worst there is."""
+        found = []
+        for row in state.log_history:
+            if "eval_loss" in row:
+                value = float(row.get(self.name, math.nan))
+                found.append((int(row["step"]), value if math.isfinite(value) else self.sign * math.inf))
+        return found
 
     def _exhausted(self, state: Any) -> bool:
         values = [self.sign * value for _, value in self._values(state)]
