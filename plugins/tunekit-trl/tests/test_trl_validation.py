@@ -27,7 +27,9 @@ _spec.loader.exec_module(driver)
 HELD_OUT = driver.PAIRS[::5]
 
 
-def train(folder: Path, *, cancel: CancelToken | None = None, on_eval: Any = None, **options: Any) -> tuple[Any, Any]:
+def train(
+    folder: Path, *, cancel: CancelToken | None = None, on_eval: Any = None, on_loss: Any = None, **options: Any
+) -> tuple[Any, Any]:
     """Artifact and events of one sft step with held-out rows."""
     loaded = LoadedModel(model=driver.tiny_model(), tokenizer=driver.byte_tokenizer())
     events = driver.Events()
@@ -36,6 +38,8 @@ def train(folder: Path, *, cancel: CancelToken | None = None, on_eval: Any = Non
         events(kind, **values)
         if kind == "metrics" and "eval_loss" in values["values"] and on_eval:
             on_eval(values["global_step"])
+        if kind == "metrics" and "loss" in values["values"] and on_loss:
+            on_loss(values["global_step"])
 
     settings = {"batch_size": 4, "learning_rate": 2e-3, "validation": 4, **options}
     ctx = driver.context(
@@ -105,6 +109,27 @@ def test_the_best_weights_are_handed_on_and_training_stops(tmp_path: Path) -> No
         assert again.metrics["steps"] == artifact.metrics["steps"]
         one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut"))
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_cancel_at_the_end_of_an_epoch_loses_no_measurement(tmp_path: Path) -> None:
+    """Cancelled with the last step of the first epoch, which was the best one, and gone on: the same end."""
+    options = {"epochs": 3.0, "keep_best": True, "early_stopping": 1, "learning_rate": 3.0, "schedule": "constant"}
+    whole, events = train(tmp_path / "whole", **options)
+    cancel, seen = CancelToken(), []
+    with pytest.raises(RunCancelled):
+        train(
+            tmp_path / "cut",
+            cancel=cancel,
+            on_loss=lambda step: step == 4 and cancel.cancel("x"),
+            on_eval=seen.append,
+            **options,
+        )
+    again, later = train(tmp_path / "cut", **options)
+    assert seen == [4] and seen + [step for step, _ in measured(later)] == [step for step, _ in measured(events)]
+    assert whole.metrics["eval_step_best"] == again.metrics["eval_step_best"]
+    assert whole.metrics["steps"] == again.metrics["steps"]
+    one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_warm_up_stable_decay(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ class TokenTrainer(Trainer):
             if noise is not None:
                 noise.remove()
         validation = self._validation
-        if validation is None:
+        if validation is None or self._cancelled():
             return output
         if validation.stopped_early:
             self._ctx.notice(
@@ -190,8 +190,7 @@ class TokenTrainer(Trainer):
                 f"Training ended after {self.state.global_step} of {self.state.max_steps} steps: the validation loss "
                 f"has not been lower in the last {validation.patience} measurements.",
             )
-        if not self._cancelled():
-            validation.restore(self.model, self.state)
+        validation.restore(self.model, self.state)
         return output
 
     # What is measured.

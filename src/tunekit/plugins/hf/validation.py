@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback  # noqa: TID253  (this module is reached through the lazy package only)
 
 from tunekit.errors import StepError
+from tunekit.plugins.hf.callback import _agreed
 from tunekit.storage import storage_errors
 
 __all__ = ["AlreadyStopped", "Validation"]
@@ -48,13 +49,9 @@ class Validation(TrainerCallback):
             raise AlreadyStopped
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if self.every is not None and (state.global_step % self.every == 0 or state.global_step >= state.max_steps):
-            control.should_evaluate = True
-        return control
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        cancelled = control.should_training_stop and state.global_step < state.max_steps
-        if self.every is None and not cancelled:
+        # With the last step of an epoch, not behind it: a checkpoint of that step then knows of the measurement.
+        due = float(state.epoch).is_integer() if self.every is None else state.global_step % self.every == 0
+        if due or state.global_step >= state.max_steps:
             control.should_evaluate = True
         return control
 
@@ -62,9 +59,7 @@ class Validation(TrainerCallback):
         losses = _losses(state)
         newest = losses[-1][1]
         if self.keep_best and newest < min((loss for _, loss in losses[:-1] if math.isfinite(loss)), default=math.inf):
-            if state.is_world_process_zero:
-                self._write(kwargs["model"], *losses[-1])
-            _barrier()
+            self._keep(kwargs["model"], state, *losses[-1])
         if self._exhausted(state):
             self.stopped_early = state.global_step < state.max_steps
             control.should_training_stop = True
@@ -104,6 +99,25 @@ class Validation(TrainerCallback):
                 fix="run the step again, or leave keep_best out",
             ) from error
 
+    def _keep(self, model: Any, state: Any, step: int, loss: float) -> None:
+        """Write the weights from the main process; all processes fail if that fails."""
+        problem: Exception | None = None
+        if state.is_world_process_zero:
+            try:
+                self._write(model, step, loss)
+            except Exception as error:
+                problem = error
+        failed = _agreed(problem is not None, everyone=False)
+        if problem is not None:
+            raise problem
+        if failed:
+            raise StepError(
+                f"The main process could not write the best weights, of step {step}.",
+                code="best-weights",
+                found=str(self.folder),
+                fix="see the error of the main process",
+            )
+
     def _write(self, model: Any, step: int, loss: float) -> None:
         from safetensors.torch import save_file
 
@@ -130,10 +144,3 @@ class Validation(TrainerCallback):
 
 def _losses(state: Any) -> list[tuple[int, float]]:
     return [(int(row["step"]), float(row["eval_loss"])) for row in state.log_history if "eval_loss" in row]
-
-
-def _barrier() -> None:
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()
