@@ -398,9 +398,16 @@ def test_one_label_teaches_nothing(tmp_path: Path) -> None:
         run(bert(), tmp_path, task="classification", data=[{"text": "a", "label": "x"}] * 3, max_steps=1)
 
 
-def test_previews_show_what_is_learned() -> None:
-    seen = Pipeline(model=bert()).post_pretrain(task="ner", data=TAGS[3:4]).preview(n=1)
-    assert "B-PER" in str(seen) and "I-PER" in str(seen)
+def test_previews_show_what_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tunekit_transformers.tasks import preview
+
+    made = []
+    encoder = preview.TaskEncoder
+    monkeypatch.setattr(preview, "TaskEncoder", lambda *args, **more: made.append(args) or encoder(*args, **more))
+    seen = Pipeline(model=bert()).post_pretrain(task="ner", data=[*TAGS[:4], *TAGS[9:]]).preview(n=7)
+    assert "B-PER" in str(seen) and "I-PER" in str(seen) and len(made) == 1
+    for row, source in zip(seen.rows, [*TAGS[:4], *TAGS[9:]], strict=True):
+        assert [token.label for token in row.tokens if token.label is not None] == source["tags"]
 
 
 def test_minilm_is_found_without_importing_its_package() -> None:

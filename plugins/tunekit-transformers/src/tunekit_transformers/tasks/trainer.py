@@ -328,7 +328,8 @@ class TaskTrainer(Trainer):
     def measure(self, task: TaskData, data: Encoded) -> dict[str, Any]:
         """The report of the present weights on rows of a task, in batches as large as those of training."""
         rows, tokens = self.args.train_batch_size, self.options.max_tokens_per_batch
-        return measure(self.model, task, data, self.pad, rows, self.many, max_tokens=tokens)
+        report: dict[str, Any] = measure(self.model, task, data, self.pad, rows, self.many, max_tokens=tokens)
+        return report
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure the held-out rows of every task that has some, and log the numbers as ``eval_...``."""
