@@ -303,7 +303,7 @@ FEEDBACK_FORMATS: tuple[Format, ...] = (
         columns=("prompt", "completion", "label"),
         optional=("tools", *SYSTEM),
         convert=_kept_feedback,
-        summary="a prompt, an answer, and whether it is good; strings become turns of the chat template, if there is one",
+        summary="a prompt, an answer, and whether it is good; strings become turns of the chat template, if any",
     ),
     Format(
         name="alpaca_kto",
