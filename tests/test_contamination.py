@@ -190,3 +190,15 @@ def test_copies_are_left_out_before_benchmarks_are_looked_for() -> None:
     rows = [{"text": "a"}, {"text": QUESTION}, {"text": QUESTION}]
     made = select(load_dataset(rows), filters=[Exact(), Decontaminate(index(QUESTION))])
     assert [(out.reason, out.rows) for out in made.left_out] == [("duplicate", 1), ("benchmark", 1)]
+
+
+def test_items_that_share_a_text_are_all_found() -> None:
+    """Two questions about one passage are two contaminated items, in one benchmark as in two."""
+    passage = "On a cold morning the old man went down to the harbour and untied his small boat."
+    quiz = [f"{passage} Who untied the boat?", f"{passage} When did he go?", MIDDLE]
+    found = measure_contamination([{"text": passage}, {"text": MIDDLE}], {"quiz": quiz, "other": [passage, MIDDLE]})
+    assert found.items == {"quiz": ("0", "1", "2"), "other": ("0", "1")}
+    assert found.share("quiz") == found.share("other") == 1.0
+    shared = [f"{passage} Question number {n}?" for n in range(11)]
+    assert measure_contamination([{"text": passage}], {"quiz": shared}).items == {"quiz": ()}, "wording, not content"
+    assert len(measure_contamination([{"text": passage}], {"quiz": shared[:10]}).items["quiz"]) == 10

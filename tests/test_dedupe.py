@@ -158,3 +158,32 @@ def test_what_was_left_out_is_said_and_recorded(tmp_path: Path) -> None:
     ]
     facts = json.loads((tmp_path / "w" / "manifest.json").read_text())["data"]["sft"]
     assert (facts["rows"], [out["reason"] for out in facts["left_out"]]) == (2, ["duplicate", "near-duplicate"])
+
+
+def test_the_row_that_a_near_copy_is_like_is_named_by_its_number_in_the_source() -> None:
+    from tunekit.data.dedupe import Near
+
+    near = Near()
+    one, two, three = (" ".join(f"{name}{n}" for n in range(30)) for name in "abc")
+    assert [near.look({"text": text}, number) for text, number in ((one, 1), (two, 1), (three, 2))] == [None] * 3
+    assert near.look({"text": two}, 7) == {"like": 1, "similarity": 1.0}
+    assert near.look({"text": three}, 8) == {"like": 2, "similarity": 1.0}
+
+
+def test_exact_takes_the_memory_that_is_written_down() -> None:
+    exact = Exact()
+    count = 100_000
+    for number in range(count):
+        exact.look({"text": str(number), "label": "x"}, number)
+    parts = (exact._seen._keys, exact._seen._slots, exact._numbers, exact._targets)
+    assert 22 <= sum(map(sys.getsizeof, parts)) / count <= 40
+    assert exact.look({"text": "5", "label": "x"}, count) == {"same_as": 5}
+    assert exact.look({"text": "5", "label": "y"}, count) == {"same_as": 5, "conflict": True}
+
+
+def test_a_target_that_comes_late_is_a_conflict_with_none() -> None:
+    exact = Exact()
+    assert exact.look({"text": "a"}, 1) is None
+    assert exact.look({"text": "a", "label": "x"}, 2) == {"same_as": 1, "conflict": True}
+    assert exact.look({"text": "b", "label": "x"}, 3) is None
+    assert exact.look({"text": "b", "label": "x"}, 4) == {"same_as": 3}

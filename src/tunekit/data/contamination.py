@@ -10,7 +10,6 @@ n-grams).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,9 @@ COMMON = 10
 
 _SHOWN = 120
 
+Items = int | tuple[int, ...]
+"""One item, or several that share a text."""
+
 
 @dataclass(frozen=True)
 class Overlap:
@@ -49,11 +51,12 @@ class Benchmarks:
 
     def __init__(self) -> None:
         self._items: list[tuple[str, str]] = []
-        self._runs: dict[int, dict[int, int]] = {}
-        """Length of a run of words to hash of the run to item. For questions of 8 to 12 words: of their first 8."""
+        self._runs: dict[int, dict[int, Items]] = {}
+        """Length of a run of words to hash of the run to the items that have it. For questions of 8 to 12 words: of
+        their first 8."""
         self._starts: dict[int, list[tuple[int, list[str]]]] = {}
         """Hash of the first 8 words to items and all words of the short questions that begin so."""
-        self._whole: dict[str, int] = {}
+        self._whole: dict[str, Items] = {}
         """Very short questions, as their words joined."""
 
     def __len__(self) -> int:
@@ -67,9 +70,7 @@ class Benchmarks:
             items: ``(id, questions, answers)``: the texts of each item. Short answers are looked for only as part of
                 the questions: that "four" is an answer contaminates nothing.
         """
-        runs: dict[int, dict[int, int]] = {}
-        more: dict[int, Counter[int]] = {}
-        """Length to run to the items that have it besides the first; most runs have one item only."""
+        runs: dict[int, dict[int, Items]] = {}
         wholes: dict[str, int] = {}
         often: set[str] = set()
         count = 0
@@ -88,23 +89,25 @@ class Benchmarks:
                 elif len(said) >= SHORT * scale:
                     start = hash(tuple(said[: SHORT * scale]))
                     self._starts.setdefault(start, []).append((number, said))
-                    self._runs.setdefault(SHORT * scale, {})[start] = number
+                    self._runs.setdefault(SHORT * scale, {})[start] = number  # its items stand in _starts
                 elif len(said) >= LEAST * scale:
                     whole = " ".join(said)
                     if wholes.setdefault(whole, number) != number:
                         often.add(whole)
             for length, hashes in found.items():
                 known = runs.setdefault(length, {})
-                counter = more.setdefault(length, Counter())
                 for run in hashes:
-                    if known.setdefault(run, number) != number:
-                        counter[run] += 1
+                    before = known.get(run, ())
+                    if isinstance(before, int) or len(before) <= COMMON:
+                        known[run] = _joined(before, number)
         for length, known in runs.items():
-            for run, others in more[length].items():
-                if others >= COMMON:
-                    del known[run]
-            self._runs.setdefault(length, {}).update(known)
-        self._whole.update({whole: number for whole, number in wholes.items() if whole not in often})
+            whole_index = self._runs.setdefault(length, {})
+            for run, those in known.items():
+                if isinstance(those, int) or len(those) <= COMMON:
+                    whole_index[run] = _joined(whole_index.get(run, ()), those)
+        for whole, number in wholes.items():
+            if whole not in often:
+                self._whole[whole] = _joined(self._whole.get(whole, ()), number)
         return count
 
     def in_order(self, benchmark: str, ids: Container[str]) -> tuple[str, ...]:
@@ -132,24 +135,34 @@ class Benchmarks:
             known = self._runs[length]
             short = length in (SHORT, 2 * SHORT)
             for start, run in _runs(said, length):
-                number = known.get(run)
-                if number is None:
+                numbers = known.get(run)
+                if numbers is None:
                     continue
                 if not short:
-                    yield self._found(number, said[start : start + length])
+                    for number in _each(numbers):
+                        yield self._found(number, said[start : start + length])
                     continue
                 for item, question in self._starts[run]:
                     if said[start : start + len(question)] == question:
                         yield self._found(item, question)
         if self._whole:
             for line in (*lines, *(words(text) for text in texts)):
-                number = self._whole.get(" ".join(line))
-                if number is not None:
+                for number in _each(self._whole.get(" ".join(line), ())):
                     yield self._found(number, line)
 
     def _found(self, number: int, said: Sequence[str]) -> Overlap:
         benchmark, item = self._items[number]
         return Overlap(benchmark, item, " ".join(said))
+
+
+def _joined(one: Items, other: Items) -> Items:
+    """The items of both; a single one, as nearly all are, stays a number and takes no memory of its own."""
+    joined = (*_each(one), *_each(other))
+    return joined if len(joined) > 1 else joined[0]
+
+
+def _each(items: Items) -> tuple[int, ...]:
+    return (items,) if isinstance(items, int) else items
 
 
 def _scale(said: Sequence[str]) -> int:

@@ -27,7 +27,7 @@ INSTALL = 'pip install "tunekit[dedupe]"'
 class Exact(Filter):
     """Leaves out rows whose normalised text (NFC, white space collapsed) was there before. Targets do not count.
 
-    Takes 20 to 36 bytes a row that stays.
+    Takes 22 to 32 bytes a row that stays, and 8 more where rows have targets.
     """
 
     reason = "duplicate"
@@ -35,7 +35,7 @@ class Exact(Filter):
     def __init__(self) -> None:
         self._seen = _Keys()
         self._numbers = array("Q")
-        self._targets: dict[int, int] = {}
+        self._targets = array("q")  # hashes, in the order of the rows; empty while none has a target
 
     def look(self, row: Row, number: int) -> dict[str, Any] | None:
         """The number of the earlier row with the same text, and whether its target differs."""
@@ -43,12 +43,14 @@ class Exact(Filter):
         found = self._seen.find_or_add(key)
         target = row_target(row)
         if found is None:
+            if target and not self._targets:
+                self._targets = array("q", bytes(8 * len(self._numbers)))
             self._numbers.append(number)
-            if target:
-                self._targets[key] = hash(target)
+            if target or self._targets:
+                self._targets.append(hash(target))
             return None
         match: dict[str, Any] = {"same_as": self._numbers[found]}
-        if target and self._targets.get(key) != hash(target):
+        if target and (not self._targets or self._targets[found] != hash(target)):
             match["conflict"] = True
         return match
 
@@ -98,7 +100,8 @@ class Near(Filter):
         self._datasketch = require_near()
         # Few misses are worth more candidates, since candidates are compared exactly.
         self._index = self._datasketch.MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
-        self._shingles: dict[int, Any] = {}
+        self._shingles: list[Any] = []
+        self._numbers = array("Q")  # of the rows in the source, of which one may give several
 
     def look(self, row: Row, number: int) -> dict[str, Any] | None:
         """The number of the most similar earlier row, and how similar it is."""
@@ -114,11 +117,10 @@ class Near(Filter):
             if similarity >= THRESHOLD and similarity > most:
                 best, most = candidate, similarity
         if best is not None:
-            return {"like": best, "similarity": round(most, 3)}
-        while number in self._shingles:  # a row of the source that gives several
-            number += 1
-        self._index.insert(number, sketch)
-        self._shingles[number] = array("Q", sorted(here))
+            return {"like": self._numbers[best], "similarity": round(most, 3)}
+        self._index.insert(len(self._shingles), sketch)
+        self._shingles.append(array("Q", sorted(here)))
+        self._numbers.append(number)
         return None
 
 
