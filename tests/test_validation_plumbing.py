@@ -233,3 +233,13 @@ def test_the_history_keeps_training_and_validation_loss_of_one_step(tmp_path: Pa
     resumed.record(2, {"loss": 3.0})
     resumed.record(2, {"eval_loss": 4.0})
     assert read_metrics(path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 3.0}, {"step": 2, "eval_loss": 4.0}]
+
+
+def test_check_refuses_validation_data_of_a_shape_that_the_run_refuses(base: str) -> None:
+    """The run brings validation rows to the shape of the training rows, which plain text cannot take."""
+    rows = [{"question": f"q{n}", "answer": "a"} for n in range(4)]
+    session = Session()
+    found = Pipeline(model=base).sft(data=rows, validation=[{"text": "a"}]).check(session=session)
+    assert "wrong-shape" in [finding.code for finding in found if finding.level == "error"]
+    fine = Pipeline(model=base).sft(data=rows, validation=rows[:1]).check(session=session)
+    assert "wrong-shape" not in [finding.code for finding in fine]

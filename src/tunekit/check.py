@@ -232,33 +232,12 @@ def _model(analysis: Analysis) -> None:
 
 
 def _data(analysis: Analysis) -> None:
-    from tunekit.data import looks_like_hub_id
-    from tunekit.data.mixture import without_hub
-
     for step in analysis.steps:
-        ref = step.data
-        if ref is None or step.entry is None or "data" in step.embedded:
-            continue
         valid = step.options
         try:
-            if isinstance(ref, str) and not ref.startswith(OBJECT):
-                named = _quietly(analysis.session.registry.get, "dataset", ref)
-                if next(named, None) is None and looks_like_hub_id(ref):
-                    if getattr(valid, "format", None) is not None:
-                        analysis.session.data_format(valid.format)
-                    continue  # looking at the rows would need the network
-            ref = without_hub(ref, analysis.session.dataset_component)
-            if ref is None:
+            dataset = _opened_data(analysis, step)
+            if dataset is None:
                 continue
-            dataset = analysis.session.resolve_dataset(
-                ref,
-                accepts=tuple(getattr(step.entry.spec, "data", ())),
-                limit=getattr(valid, "limit", None),
-                format=getattr(valid, "format", None),
-                columns=getattr(valid, "columns", None),
-                on_bad_row=getattr(valid, "on_bad_row", "error"),
-                objects=analysis.objects,
-            )
             brought = analysis.session.registry.get("format", dataset.format) if "/" in dataset.format else None
             if brought is None or _has_packages(analysis, step.name, brought):
                 dataset.peek(PEEK + 1)
@@ -267,6 +246,34 @@ def _data(analysis: Analysis) -> None:
             if valid is None and (error.details.get("row") or error.details.get("field")):
                 continue  # how the rows are to be read is what is wrong
             _add_data_error(analysis, step, error)
+
+
+def _opened_data(analysis: Analysis, step: StepAnalysis) -> Dataset | None:
+    """The data of a step, of a mixture the parts that are not on the hub; None if there are none to look at."""
+    from tunekit.data import looks_like_hub_id
+    from tunekit.data.mixture import without_hub
+
+    ref, valid = step.data, step.options
+    if ref is None or step.entry is None or "data" in step.embedded:
+        return None
+    if isinstance(ref, str) and not ref.startswith(OBJECT):
+        named = _quietly(analysis.session.registry.get, "dataset", ref)
+        if next(named, None) is None and looks_like_hub_id(ref):
+            if getattr(valid, "format", None) is not None:
+                analysis.session.data_format(valid.format)
+            return None  # looking at the rows would need the network
+    ref = without_hub(ref, analysis.session.dataset_component)
+    if ref is None:
+        return None
+    return analysis.session.resolve_dataset(
+        ref,
+        accepts=tuple(getattr(step.entry.spec, "data", ())),
+        limit=getattr(valid, "limit", None),
+        format=getattr(valid, "format", None),
+        columns=getattr(valid, "columns", None),
+        on_bad_row=getattr(valid, "on_bad_row", "error"),
+        objects=analysis.objects,
+    )
 
 
 def _enough_rows(options: Any, dataset: Dataset) -> None:
@@ -289,6 +296,12 @@ def _further_data(analysis: Analysis) -> None:
             analysis.add_error(step.name, error)
             continue
         own = own_validation(step.entry.spec, step.options)
+        if own is not None:
+            try:
+                data = _opened_data(analysis, step)
+            except TunekitError:
+                data = None  # said by the rule about the data
+            own = replace(own, accepts=(data.schema,)) if data is not None else own  # as the run opens them
         for option, request in (*requests.items(), *((("validation", own),) if own is not None else ())):
             try:
                 with named(option, request.ref):
