@@ -539,3 +539,39 @@ def test_every_verdict_is_read_wherever_answers_are_judged(good: Any, bad: Any) 
     ):
         rows = [{**row, name: value} for value in (good, bad)]
         assert [made["label"] for made in load_dataset(rows, accepts=("feedback",)).rows()] == [True, False], row
+
+
+def test_whole_numbers_have_one_spelling_as_labels() -> None:
+    labels = ["0.0", "1.0", 1.0, 1, "1", "1.00", "v1.0"]
+    rows = [{"text": "a", "label": label} for label in labels]
+    made = [row["label"] for row in load_dataset(rows, format="classification").rows()]
+    assert made == ["0", "1", "1", "1", "1", "1", "v1.0"]
+
+
+def test_a_table_of_classes_titles_and_texts_without_a_header(tmp_path: Path) -> None:
+    path = tmp_path / "news.csv"
+    path.write_text(
+        "".join(f'"{3 + n % 2}","Wall St. falls {n} times","Reuters - Sellers see green {n}."\n' for n in range(8))
+    )
+    row = load_dataset(path).peek()[0]
+    assert row == {"text": "Wall St. falls 0 times", "text_pair": "Reuters - Sellers see green 0.", "label": "3"}
+    path.write_text("".join(f"{n * n % 97},a longer text {n},short{n},x y z {n}\n" for n in range(4, 12)))
+    with pytest.raises(DataError) as caught:
+        load_dataset(path, accepts=("classification",))
+    assert "columns={'text': '2', 'label': '1'}" in caught.value.fix
+
+
+@pytest.mark.parametrize("more", [{"reasoning_content": "hm"}, {"train": False}, {"weight": 0}, {"loss": False}])
+def test_plain_text_does_not_lose_what_messages_say(more: dict[str, Any]) -> None:
+    rows = [{"messages": [user("a"), {**bot("b"), **more}]}]
+    with pytest.raises(DataError, match=r"messages\[1\]"):
+        list(load_dataset(rows, accepts=("text",)).rows())
+    assert list(load_dataset(rows, accepts=("conversation",)).rows()) == rows
+
+
+def test_metadata_in_messages_that_is_no_json_does_not_refuse_the_row() -> None:
+    import datetime
+
+    sent = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
+    [row] = load_dataset([{"messages": [{**user("a"), "sent": sent, "lang": "en"}, bot("b")]}]).rows()
+    assert row["messages"] == [{**user("a"), "lang": "en"}, bot("b")]

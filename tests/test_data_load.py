@@ -263,7 +263,7 @@ def test_missing_field_in_the_first_row_is_named() -> None:
         ),
         ([{"from": "function_call", "value": "f(x)"}], "has a function call that is not JSON"),
         ([user("a"), {**bot("b"), "name": "\ud83d"}], "holds something that is not JSON in UTF-8"),
-        ([user("a"), {**bot("b"), "when": object()}], "holds something that is not JSON in UTF-8"),
+        ([user("a"), {**bot("b"), "tool_call_id": object()}], "holds something that is not JSON in UTF-8"),
     ],
 )
 def test_bad_messages(messages: Any, reason: str) -> None:

@@ -374,3 +374,34 @@ def test_what_is_unwrapped(tmp_path: Path) -> None:
     for more in ({"images": ["x"]}, {"text": "t"}):
         assert values("b.jsonl", wrapped | more) == [wrapped | more]
     assert values("c.jsonl", {"data": [], "note": 1}) == [{"data": [], "note": 1}]
+
+
+def test_a_blank_before_a_quoted_field_is_none_of_its_text(tmp_path: Path) -> None:
+    text = 'question, answer\n"a b", "c, ""d"""\n x,  y\n"e",\t"f"\n"two\n, ""lines",g\n'
+    rows = list(load_dataset(write(tmp_path / "a.csv", text), format="question_answer").rows())
+    said = [(row["prompt"][0]["content"], row["completion"][0]["content"]) for row in rows]
+    assert said == [("a b", 'c, "d"'), (" x", "  y"), ("e", "f"), ('two\n, "lines', "g")]
+    odd = write(tmp_path / "b.csv", 'text,label\n"He said, ""hi"" to me", x\nc, "d" e\n')
+    assert [row["label"] for row in load_dataset(odd, format="classification").rows()] == ["x", '"d" e']
+
+
+def test_parquet_of_datasets_gives_the_names_of_classes_and_double_columns_are_refused(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    label = {"names": ["neg", "pos"], "_type": "ClassLabel"}
+    features = {"text": {"dtype": "string", "_type": "Value"}, "label": label}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"text": ["a", "b", "c"], "label": [1, 0, -1]}).replace_schema_metadata(metadata)
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert [row["label"] for row in load_dataset(tmp_path / "a.parquet").rows()] == ["pos", "neg", "-1"]
+    features = {"tokens": [{"_type": "Value"}], "ner_tags": {"feature": label, "_type": "Sequence"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"tokens": [["a", "b"]], "ner_tags": [[0, 1]]}).replace_schema_metadata(metadata)
+    parquet.write_table(table, tmp_path / "b.parquet")
+    assert [row["tags"] for row in load_dataset(tmp_path / "b.parquet").rows()] == [["neg", "pos"]]
+    double = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    parquet.write_table(double, tmp_path / "c.parquet")
+    frame = pytest.importorskip("pandas").DataFrame([["a", "b"]], columns=["text", "text"])
+    for ref in (tmp_path / "c.parquet", frame):
+        with pytest.raises(DataError, match="2 columns 'text'"):
+            list(load_dataset(ref).rows())

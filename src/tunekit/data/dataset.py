@@ -19,7 +19,7 @@ __all__ = ["Dataset"]
 
 Row = dict[str, Any]
 
-_VERSION = 2
+_VERSION = 3
 """Part of every fingerprint; raised when the same file would give other rows."""
 
 _COUNT_BYTES = 64 << 20

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tunekit.data.formats import FORMATS, Format
 from tunekit.data.formats_base import NO, YES, Converted, Row
-from tunekit.data.positions import positional
+from tunekit.data.positions import fields_by_kind, positional
 from tunekit.data.rows import Source
 from tunekit.data.schemas import SCHEMAS, SHAPES, conversion
 from tunekit.errors import DataError, nearest
@@ -398,7 +398,8 @@ def _unknown(
     first = SCHEMAS[wanted[0]]
     example = ", ".join(f"{field!r}: {(nearest(field, names) or ('...',))[0]!r}" for field in first)
     if "without a header" in guess:
-        example = ", ".join(f"{field!r}: '{number}'" for number, field in enumerate(first, 1))
+        found = fields_by_kind(names, samples, first)
+        example = ", ".join(f"{field!r}: {column!r}" for field, column in found.items())
     return DataError(
         f"{source.name}: the columns fit no known data format.{' ' + guess if guess else ''}",
         code="unknown-columns",

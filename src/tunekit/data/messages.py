@@ -44,6 +44,19 @@ _ROLES = {
     **dict.fromkeys(_CALLING, "assistant"),
 }
 _BODIES = ("text", "value", "reasoning", "thinking")
+_KNOWN = (
+    "role",
+    "from",
+    "content",
+    "value",
+    "tool_calls",
+    "tool_call_id",
+    "name",
+    "reasoning_content",
+    "train",
+    "weight",
+)
+"""Keys of a message that mean something; any other is kept if it is JSON, since a chat template may read it."""
 _DEEP = "is nested too deeply"
 _TITLES = {"assistant": "Assistant", "developer": "System", "system": "System", "tool": "Tool", "user": "User"}
 
@@ -145,6 +158,14 @@ def _message(item: Any, field: str, keep_nulls: bool) -> dict[str, Any]:
     return message
 
 
+def _is_json(value: Any) -> bool:
+    try:
+        _storable(value, "")
+    except RowProblem:
+        return False
+    return True
+
+
 def _is_plain(role: Any, content: Any) -> bool:
     return isinstance(role, str) and isinstance(content, str) and role in _TITLES
 
@@ -161,7 +182,11 @@ def _shaped(item: Any, field: str, keep_nulls: bool) -> dict[str, Any]:
     if not isinstance(item, Mapping):
         raise RowProblem(field, f"is {kind_of(item)}, not a message")
     plain = thaw if keep_nulls else without_nulls
-    raw = {str(key): plain(part) for key, part in item.items() if part is not None}
+    raw = {
+        str(key): plain(part)
+        for key, part in item.items()
+        if part is not None and (key in _KNOWN or _is_json(part))  # a date, say, that no template reads
+    }
     sharegpt = "role" not in raw and "from" in raw
     speaker = raw.pop("from" if sharegpt else "role", None)
     if not isinstance(speaker, str):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 from tunekit.data.rows import RawRow, RowProblem, kind_of
 from tunekit.errors import DataError
 
-__all__ = ["MemorySource", "Replay", "library_of", "object_source", "plain"]
+__all__ = ["MemorySource", "Replay", "class_name", "double_columns", "library_of", "object_source", "plain"]
 
 
 def library_of(value: Any) -> str:
@@ -130,6 +130,7 @@ class _Frame:
 
     def __init__(self, frame: Any) -> None:
         self._frame = frame
+        double_columns([str(name) for name in frame.columns], "DataFrame")
 
     def __len__(self) -> int:
         return len(self._frame)
@@ -142,6 +143,23 @@ class _Frame:
             columns = [part.iloc[:, position].tolist() for position in range(len(names))]
             for values in zip(*columns, strict=True):
                 yield dict(zip(names, values, strict=True))
+
+
+def double_columns(names: Sequence[str], where: str) -> None:
+    """Refuse columns of one name, of which a row could have only one.
+
+    Raises:
+        DataError: naming the column.
+    """
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
+        raise DataError(
+            f"{where} has {names.count(double)} columns {double!r}.",
+            code="double-column",
+            found=f"columns {', '.join(map(repr, names[:12]))}",
+            fix="rename or drop all but one of them",
+            details={"file": where, "field": double},
+        )
 
 
 def object_source(value: Any, name: str = "") -> MemorySource:
@@ -207,7 +225,7 @@ class _Named:
 
     def __iter__(self) -> Iterator[Any]:
         for row in self._data:
-            yield {key: _name(item, self._names[key]) if key in self._names else item for key, item in row.items()}
+            yield {key: class_name(item, self._names[key]) if key in self._names else item for key, item in row.items()}
 
 
 class _SizedNamed(_Named):
@@ -215,7 +233,8 @@ class _SizedNamed(_Named):
         return len(self._data)
 
 
-def _name(value: Any, names: list[str]) -> Any:
+def class_name(value: Any, names: list[str]) -> Any:
+    """The name of a class number, or of each in a list; what is none stays."""
     if isinstance(value, list):
-        return [_name(item, names) for item in value]
+        return [class_name(item, names) for item in value]
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else value

@@ -9,7 +9,7 @@ from typing import Any
 from tunekit.data.formats_base import Row
 from tunekit.data.formats_labelled import number_of
 
-__all__ = ["positional"]
+__all__ = ["fields_by_kind", "positional"]
 
 Found = tuple[str, dict[str, str], int]
 """Name of a format, field -> column, and how well the data fit: 1 if the step asks for it, 2 by themselves."""
@@ -30,8 +30,9 @@ def positional(names: Sequence[str], samples: Sequence[Row]) -> list[Found]:
     shape = [kinds[name] for name in columns]
     if shape == ["text"]:
         return [("text", {"text": columns[0]}, 2)]
-    if len(shape) == 2 and shape[1] == "text" and shape[0] in ("class", "count class"):
-        return [("classification", {"text": columns[1], "label": columns[0]}, 2)]
+    if shape[1:] in (["text"], ["text", "text"]) and shape[0] in ("class", "count class"):
+        second = {"text_pair": columns[2]} if len(columns) == 3 else {}
+        return [("classification", {"text": columns[1], **second, "label": columns[0]}, 2)]
     texts, last = shape[:-1], shape[-1]
     if texts not in (["text"], ["text", "text"]):
         return []
@@ -55,6 +56,19 @@ _LEVELS = {
     "text": (0, 0, 2),
     "": (0, 0, 0),
 }
+
+
+def fields_by_kind(names: Sequence[str], samples: Sequence[Row], fields: Sequence[str]) -> dict[str, str]:
+    """Field -> the column without a name that it most likely is: labels and scores are short, the rest is text."""
+    kinds = {name: _kind([row[name] for row in samples if row.get(name) not in (None, "")]) for name in names}
+    found: dict[str, str] = {}
+    for field in fields:
+        short = field in ("label", "score", "ranks", "tags")
+        free = [name for name in names if name not in found.values()]
+        fitting = [name for name in free if (kinds[name] not in ("text", "word", "")) == short]
+        if free:
+            found[field] = (fitting or free)[0]
+    return found
 
 
 def _kind(values: Sequence[Any]) -> str:

@@ -21,6 +21,7 @@ from tunekit.data.files import (
     too_long,
     unpacked_size,
 )
+from tunekit.data.objects import class_name, double_columns
 from tunekit.data.rows import RawRow, RowProblem
 from tunekit.data.tables import csv_records, sniff_header, table_rows, tsv_records
 from tunekit.errors import DataError, MissingDependencyError
@@ -381,6 +382,8 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
     number = 0
     try:
         with parquet.ParquetFile(path) as stream:
+            double_columns(stream.schema_arrow.names, path.name)
+            names = _class_names(stream.schema_arrow.metadata)
             facts = stream.metadata
             stored = sum(facts.row_group(group).total_byte_size for group in range(facts.num_row_groups))
             each = max(1, stored // max(1, facts.num_rows))  # a damaged file may state anything
@@ -388,9 +391,30 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
                 for row in _batch_rows(batch):
                     number += 1
                     row.number = number
+                    if names and row.problem is None:
+                        row.value = {
+                            key: class_name(value, names[key]) if key in names else value
+                            for key, value in row.value.items()
+                        }
                     yield row
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise data_error(path, f"is no Parquet file, or is damaged after row {number} ({str(error)[:120]})") from error
+
+
+def _class_names(metadata: Any) -> dict[str, list[str]]:
+    """Column -> names of its classes, as ``datasets`` writes them into the schema; empty for any other file."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    found: dict[str, list[str]] = {}
+    for column, feature in features.items() if isinstance(features, dict) else ():
+        inner = feature[0] if isinstance(feature, list) and feature else feature
+        inner = inner.get("feature", inner) if isinstance(inner, dict) else None
+        names = inner.get("names") if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" else None
+        if isinstance(names, list):
+            found[column] = [str(name) for name in names]
+    return found
 
 
 def _parquet_length(path: Path) -> int | None:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable, Mapping
 from itertools import combinations
 from typing import Any
@@ -214,7 +215,12 @@ def _class(value: Any, field: str) -> str:
         return _digits(int(value), field)
     if isinstance(value, list | tuple):
         raise RowProblem(field, f"is a list of {len(value)}; a row has one class")
-    return clean_text(value, field).strip()
+    text = clean_text(value, field).strip()
+    # Tables write the same numbers as text.
+    return _digits(int(float(text)), field) if _WHOLE_FLOAT.fullmatch(text) else text
+
+
+_WHOLE_FLOAT = re.compile(r"[+-]?[0-9]{1,15}\.0+")
 
 
 def _digits(value: int, field: str) -> str:
@@ -314,7 +320,7 @@ def _conversation_to_pair(row: Row) -> Row:
 
 
 def _pair_to_text(row: Row) -> Row:
-    _no_tools(row)
+    _plain(row, "prompt", "completion")
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str):
         return {"text": prompt + completion}
@@ -324,7 +330,7 @@ def _pair_to_text(row: Row) -> Row:
 
 
 def _conversation_to_text(row: Row) -> Row:
-    _no_tools(row)
+    _plain(row, "messages")
     return {"text": to_text(row["messages"])}
 
 
@@ -356,9 +362,22 @@ def _with_tools(row: Row, made: Row) -> Row:
     return made | {"tools": row["tools"]} if "tools" in row else made
 
 
-def _no_tools(row: Row) -> None:
+_FLAGS = ("train", "loss", "weight")
+"""Keys of a message that say whether it is to be learned."""
+
+
+def _plain(row: Row, *fields: str) -> None:
+    """Refuse what plain text cannot say: tools, reasoning, and messages that are not to be learned."""
     if "tools" in row:
         raise RowProblem("tools", "cannot be written as plain text")
+    for field in fields:
+        for number, message in enumerate(row[field] if isinstance(row[field], list) else ()):
+            if str(message.get("reasoning_content") or "").strip():
+                raise RowProblem(f"{field}[{number}]", "has reasoning_content, which plain text would leave out")
+            if message["role"] == "assistant" and any(
+                message.get(flag) in (0, 0.0) for flag in _FLAGS if flag in message
+            ):
+                raise RowProblem(f"{field}[{number}]", "is not to be learned, and plain text is learned as a whole")
 
 
 CONVERSIONS: Mapping[tuple[str, str], tuple[Change, str]] = {

@@ -6,7 +6,7 @@ import csv
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from tunekit.data.files import CHUNK, MAX_ROW, data_error, lines, too_long
@@ -113,6 +113,7 @@ def csv_records(path: Path) -> Iterator[Record]:
     """
     start = 1
     held = 0
+    taken = 0  # lines of the record that is being read: any but the first begins inside a quoted field
 
     def feed() -> Iterator[str]:
         nonlocal held
@@ -132,14 +133,20 @@ def csv_records(path: Path) -> Iterator[Record]:
     # Spreadsheets of many countries write semicolons.
     delimiter = ";" if "," not in first and ";" in first else ","
 
+    spaced = re.compile(rf'(?<={delimiter})[ \t]+("(?:[^"]|"")*"(?={delimiter}|\n))')
+    beside = (f'{delimiter} "', f'{delimiter}\t"')
+
     def again() -> Iterator[str]:
-        yield first
-        yield from source
+        nonlocal taken
+        for line in chain((first,), source):
+            taken += 1
+            spacious = taken == 1 and any(sign in line for sign in beside)
+            yield _without_blanks(line, delimiter, spaced) if spacious else line
 
     reader = csv.reader(again(), delimiter=delimiter, strict=True)
     while True:
         start = reader.line_num + 1
-        held = 0
+        held = taken = 0
         # The csv module keeps one field limit per process (128 KB); long documents need more, and others keep theirs.
         with _FIELD_LIMIT_LOCK:
             before = csv.field_size_limit(MAX_ROW)
@@ -157,6 +164,22 @@ def csv_records(path: Path) -> Iterator[Record]:
         yield start, record
 
 
+def _without_blanks(line: str, delimiter: str, spaced: re.Pattern[str]) -> str:
+    """The line without the blanks between a comma and a quoted field, which the csv module takes for a part of it."""
+    made: list[str] = []
+    at = 0
+    while True:
+        quoted = _QUOTED.match(line, at)
+        after = line.find(delimiter, quoted.end() if quoted else at)
+        if after < 0 or (quoted is None and line.startswith('"', at)):
+            return "".join([*made, line[at:]])
+        made.append(line[at : after + 1])
+        at = after + 1
+        found = spaced.match(line, at)
+        at = found.start(1) if found else at
+
+
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _QUOTES = 'quote fields as "..." and write a quote inside one as ""'
 
 
