@@ -54,6 +54,21 @@ def test_rows_come_in_the_order_of_transformers() -> None:
         assert [row for batch in plan for row in batch] == list(reference)
 
 
+def test_batches_by_tokens_hold_as_much_as_the_limit_allows() -> None:
+    """By true lengths: eight rows of 1000 fit in 8000. Rows of nearly one length are with others in each epoch."""
+    assert {len(batch) for batch in BatchPlan([1000] * 64, batch_size=100, max_tokens=8000)} == {8}
+    lengths = [2000 - row for row in range(400)]
+    plan = BatchPlan(lengths, batch_size=100, max_tokens=10_000)
+    seen = []
+    for epoch in range(3):
+        plan.set_epoch(epoch)
+        batches = list(plan)
+        assert len(batches) == len(plan)
+        assert max(sum(lengths[row] for row in batch) for batch in batches) <= 10_000
+        seen.append({frozenset(batch) for batch in batches})
+    assert seen[0] != seen[1] != seen[2]
+
+
 def test_batches_are_filled_by_tokens() -> None:
     plan = BatchPlan(LENGTHS, batch_size=10**6, max_tokens=512)
     totals = [int(LENGTHS[batch].sum()) for batch in plan]

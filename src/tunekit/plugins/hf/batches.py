@@ -99,32 +99,56 @@ class BatchPlan:
             blocks = pack(self.lengths, self.pack_length, order)
             turn = torch.randperm(len(blocks), generator=generator).tolist()
             return [[row for number in group for row in blocks[number]] for group in _chunks(turn, self.batch_size)]
-        groups = self._by_tokens(order)
+        groups = self._by_tokens(order, int(torch.randint(2**31, (), generator=generator)))
         return [groups[number] for number in torch.randperm(len(groups), generator=generator).tolist()]
 
-    def _by_tokens(self, order: np.ndarray[Any, Any]) -> list[list[int]]:
+    def _by_tokens(self, order: np.ndarray[Any, Any], seed: int) -> list[list[int]]:
         """Cuts between groups are at the same ranks of the sorted lengths in every epoch; which of the rows of about
-        one length goes where is random."""
+        one length goes where is random, as far as the limit allows."""
         import numpy as np
 
         limit = self.max_tokens
         assert limit is not None
-        # Lengths in classes, so that rows of nearly one length change places from epoch to epoch.
-        step = max(1, limit // _LENGTH_CLASSES)
-        costs = np.minimum(-(-self.lengths // step) * step, np.maximum(self.lengths, limit))
-        ordered = order[np.argsort(-costs[order], kind="stable")]
+        ordered = order[np.argsort(-self.lengths[order], kind="stable")]
         groups: list[list[int]] = []
         group: list[int] = []
         used = 0
-        for row, cost in zip(ordered.tolist(), costs[ordered].tolist(), strict=True):
-            now = int(costs[group[0]]) * (len(group) + 1) if self.padded and group else used + cost
+        for row, cost in zip(ordered.tolist(), self.lengths[ordered].tolist(), strict=True):
+            now = int(self.lengths[group[0]]) * (len(group) + 1) if self.padded and group else used + cost
             if group and (now > limit or len(group) >= self.batch_size):
                 groups.append(group)
                 group, used = [], 0
             group.append(row)
             used += cost
         groups.append(group)
+        self._exchange(groups, limit, seed)
         return groups
+
+    def _exchange(self, groups: list[list[int]], limit: int, seed: int) -> None:
+        """Rows of nearly one length change places between neighbouring groups where both stay within the limit."""
+        import numpy as np
+
+        near = max(1, limit // _LENGTH_CLASSES)
+        lengths = self.lengths.tolist()
+        sums = [sum(lengths[row] for row in group) for group in groups]
+        draw = np.random.default_rng(seed).random((len(lengths), 2)).tolist()
+        turn = 0
+        for number in range(len(groups) - 1):
+            one, other = groups[number], groups[number + 1]
+            for _ in range(min(len(one), len(other))):
+                here, there = int(draw[turn][0] * len(one)), int(draw[turn][1] * len(other))
+                turn += 1
+                more = lengths[other[there]] - lengths[one[here]]
+                if abs(more) > near:
+                    continue
+                if not self.padded and (sums[number] + max(more, 0) > limit or sums[number + 1] - min(more, 0) > limit):
+                    continue
+                one[here], other[there] = other[there], one[here]
+                if self.padded and any(max(lengths[row] for row in each) * len(each) > limit for each in (one, other)):
+                    one[here], other[there] = other[there], one[here]
+                    continue
+                sums[number] += more
+                sums[number + 1] -= more
 
 
 def pack(lengths: np.ndarray[Any, Any], size: int, order: np.ndarray[Any, Any] | None = None) -> list[list[int]]:
