@@ -105,7 +105,7 @@ class Validation(TrainerCallback):
         if state.is_world_process_zero:
             try:
                 self._write(model, step, loss)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  (raised again, once the others know)
                 problem = error
         failed = _agreed(problem is not None, everyone=False)
         if problem is not None:
