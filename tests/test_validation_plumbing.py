@@ -243,3 +243,20 @@ def test_check_refuses_validation_data_of_a_shape_that_the_run_refuses(base: str
     assert "wrong-shape" in [finding.code for finding in found if finding.level == "error"]
     fine = Pipeline(model=base).sft(data=rows, validation=rows[:1]).check(session=session)
     assert "wrong-shape" not in [finding.code for finding in fine]
+
+
+def test_rankings_of_ties_are_counted_and_listed() -> None:
+    from types import SimpleNamespace
+
+    from tunekit.plugins.options import DataOptions
+
+    rows = [{"prompt": f"q{n}", "completions": ["a", "b"], "ranks": [0, n % 2]} for n in range(6)]
+    for options in (DataOptions(), DataOptions(shuffle=True)):
+        told: list[tuple[str, str]] = []
+        spec = SimpleNamespace(data=("preference",))
+        told_to = told.append
+        read = open_step(rows, spec, options, seed=0, session=Session(), notify=lambda *said, to=told_to: to(said))
+        assert [out.facts() for out in read.left_out] == [
+            {"reason": "undecided", "rows": 3, "examples": [{"row": 1}, {"row": 3}, {"row": 5}]}
+        ]
+        assert [code for code, _ in told] == ["left-out-undecided"] and "3 rows without a verdict" in told[0][1]

@@ -242,7 +242,10 @@ def open_step(
     if not selects and validation is None and data.known_size():
         _read_through(data, tick)
         _tell_bad_rows(data, notify)
-        return StepData(data=data, further=further, unread=late if data.counted is not None else (data, *late))
+        none = _fruitless(data)
+        _tell_left_out(data, none, notify)
+        unread = late if data.counted is not None else (data, *late)
+        return StepData(data=data, further=further, left_out=none, unread=unread)
     from tunekit.data import contamination, select, streams
     from tunekit.data import dedupe as copies
 
@@ -282,14 +285,25 @@ def open_step(
         return StepData(data=train, validation=validation or held, further=further, unread=(*unread, *late))
     chosen = select.select(data, filters=filters(), tick=read, **choice)
     _tell_bad_rows(chosen.train, notify)
-    _tell_left_out(data, chosen.left_out, notify, chosen.conflicts)
+    left_out = (*_fruitless(data), *chosen.left_out)
+    _tell_left_out(data, left_out, notify, chosen.conflicts)
     return StepData(
         data=chosen.train,
         validation=validation if validation is not None else chosen.validation,
         further=further,
-        left_out=chosen.left_out,
+        left_out=left_out,
         unread=late,
     )
+
+
+def _fruitless(data: Dataset) -> tuple[LeftOut, ...]:
+    """Rows of the source that say nothing the step could learn: rankings of ties, votes without a majority."""
+    from tunekit.data.select import LeftOut
+
+    out = LeftOut("undecided")
+    for number in sorted(data._fruitless):
+        out.add(number)
+    return (out,) if out.rows else ()
 
 
 def _read_through(data: Dataset, tick: Tick) -> None:
@@ -337,6 +351,7 @@ def _tell_left_out(data: Dataset, left_out: Sequence[LeftOut], notify: Notify, c
 
 
 _WITH = {
+    "undecided": "without a verdict: ties only, or no majority",
     "duplicate": "with the text of an earlier row",
     "near-duplicate": "with nearly the words of an earlier row",
     "benchmark": "with text of a benchmark in this plan",

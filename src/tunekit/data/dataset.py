@@ -80,6 +80,7 @@ class Dataset:
         self._fingerprint: str | None = None
         self._bad: list[tuple[int, str]] | None = None
         self._skipped: dict[int, str] = {}
+        self._fruitless: set[int] = set()  # rows of the source that gave none, such as a ranking of ties
 
     def rows(self) -> Iterator[Row]:
         """Canonical rows in order.
@@ -116,6 +117,8 @@ class Dataset:
                 yield raw, made
                 continue
             self.expands = True
+            if not made:
+                self._fruitless.add(raw.number)
             for row in made if self.limit is None else made[: self.limit - given]:
                 given += 1
                 yield raw, row

@@ -58,7 +58,7 @@ class LeftOut:
     """Rows that one rule left out."""
 
     reason: str
-    """``duplicate``, ``near-duplicate``, ``benchmark`` or ``held-out-copy``."""
+    """``undecided``, ``duplicate``, ``near-duplicate``, ``benchmark`` or ``held-out-copy``."""
     rows: int = 0
     examples: list[dict[str, Any]] = field(default_factory=list)
     """The first few: ``row`` is the number of the row in its source; what it agrees with is named beside it."""
