@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 from language_step import TEXTS, Step  # noqa: E402
 
 from tunekit.errors import RunCancelled, StepError  # noqa: E402
-from tunekit.plugins import hf  # noqa: E402
+from tunekit.plugins import LoadedModel, hf  # noqa: E402
 from tunekit_transformers.mlm import MaskedPostPretraining, MaskedPretraining, MaskedRows, Masking  # noqa: E402
 from tunekit_transformers.options import MaskedPostPretrainOptions, MaskedPretrainOptions  # noqa: E402
 from tunekit_transformers.packing import BlockDataset, TokenFile  # noqa: E402
@@ -155,6 +155,47 @@ def test_the_same_words_are_hidden_after_an_interruption(tmp_path: Path) -> None
     rest = Step(tmp_path / "b", made)
     assert rest.run(MaskedPretraining()).details["resumed_from_step"] == 5
     assert {**broken.losses(), **rest.losses()} == straight.losses()
+
+
+def test_an_encoder_of_bert_kind_learns_on_to_the_end_of_its_context(tmp_path: Path) -> None:
+    """CLS, SEP, PAD, UNK and MASK are all it has, and its positions begin behind the number of the padding token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for text in TEXTS for word in text.split()})]
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+    assert tokenizer.eos_token_id is None
+    config = RobertaConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=33,
+        pad_token_id=0,
+    )
+    text = " ".join(TEXTS)
+    # A budget is kept to within one batch, though the last batch of each epoch holds less.
+    settings = MaskedPostPretrainOptions(data=[], tokens=5000, max_length=64, batch_size=7)
+    step = Step(
+        tmp_path, settings, LoadedModel(model=RobertaForMaskedLM(config), tokenizer=tokenizer), texts=[text] * 2
+    )
+    artifact = step.run(MaskedPostPretraining())
+    assert artifact.details["block_length"] == 32
+    assert 5000 <= sum(step.logged("input_tokens").values()) < 5000 + 2 * settings.batch_size * 32
+    assert artifact.details["tokens_per_epoch"] == 2 * (len(text.split()) + 2)
 
 
 def test_a_causal_model_finds_no_hidden_words(tmp_path: Path, stories260k: Path) -> None:

@@ -61,7 +61,13 @@ def bounded_sample(documents: Iterable[str], characters: int, seed: int) -> list
 
 
 def training_blocks(
-    ctx: StepContext, tokenizer: Any, vocabulary: int, length: int, options: LanguageOptions, world: int
+    ctx: StepContext,
+    tokenizer: Any,
+    vocabulary: int,
+    length: int,
+    options: LanguageOptions,
+    world: int,
+    masked: bool = False,
 ) -> tuple[TokenFile, BlockDataset]:
     """Blocks of the step's data. Where the number of steps is set, the corpus is read as far as they need, but at
     least 4 million tokens.
@@ -73,6 +79,7 @@ def training_blocks(
         length: tokens in a block.
         options: the step's options, with ``max_steps`` where a budget sets it.
         world: processes that train together.
+        masked: the objective hides words.
 
     Raises:
         StepError: code ``no-targets``.
@@ -82,7 +89,13 @@ def training_blocks(
     if options.max_steps is not None:
         limit = max(AT_LEAST, tokens_for(options.max_steps, options.rows_per_step(length, world), length))
     file = TokenFile.build(
-        ctx, texts(ctx, ctx.data), tokenizer, ctx.data.fingerprint(), vocabulary=vocabulary, limit_tokens=limit
+        ctx,
+        texts(ctx, ctx.data),
+        tokenizer,
+        ctx.data.fingerprint(),
+        vocabulary=vocabulary,
+        limit_tokens=limit,
+        masked=masked,
     )
     blocks = BlockDataset(file, length)
     if len(blocks) == 0:
@@ -91,7 +104,14 @@ def training_blocks(
 
 
 def measured_blocks(
-    ctx: StepContext, data: Dataset, name: str, tokenizer: Any, vocabulary: int, length: int, limit: int | None
+    ctx: StepContext,
+    data: Dataset,
+    name: str,
+    tokenizer: Any,
+    vocabulary: int,
+    length: int,
+    limit: int | None,
+    masked: bool = False,
 ) -> tuple[TokenFile, Any]:
     """Blocks to measure perplexity on: of the first ``limit`` tokens of ``data``.
 
@@ -99,7 +119,14 @@ def measured_blocks(
         StepError: code ``no-targets``.
     """
     file = TokenFile.build(
-        ctx, texts(ctx, data), tokenizer, data.fingerprint(), name=name, vocabulary=vocabulary, limit_tokens=limit
+        ctx,
+        texts(ctx, data),
+        tokenizer,
+        data.fingerprint(),
+        name=name,
+        vocabulary=vocabulary,
+        limit_tokens=limit,
+        masked=masked,
     )
     blocks = BlockDataset(file, length)
     kept = len(blocks)

@@ -13,6 +13,7 @@ from tunekit.errors import StepError
 from tunekit.plugins import hf
 from tunekit_transformers.corpus import measured_blocks, training_blocks
 from tunekit_transformers.scratch import new_model, own_tokenizer
+from tunekit_transformers.tasks.heads import context_limit
 
 if TYPE_CHECKING:
     from tunekit.artifacts import Artifact
@@ -106,12 +107,24 @@ def _train(
         options = options.model_copy(update={"max_steps": steps})
         ctx = replace(ctx, options=options)
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    file, blocks = training_blocks(ctx, tokenizer, vocabulary, length, options, world)
+    file, blocks = training_blocks(ctx, tokenizer, vocabulary, length, options, world, objective.masked)
+    if steps is not None and file.facts.complete:
+        # Batches at the end of an epoch may be smaller: counted on the blocks that there are.
+        steps = options.steps_over(len(blocks), int(blocks.lengths.sum(dtype="int64")), length, world)
+        options = options.model_copy(update={"max_steps": steps})
+        ctx = replace(ctx, options=options)
     rows = objective.prepare(blocks, tokenizer, ctx.seed)
     held_out, held_file = None, None
     if ctx.validation is not None:
         held_file, kept = measured_blocks(
-            ctx, ctx.validation, "validation", tokenizer, vocabulary, length, options.measure_tokens
+            ctx,
+            ctx.validation,
+            "validation",
+            tokenizer,
+            vocabulary,
+            length,
+            options.measure_tokens,
+            objective.masked,
         )
         held_out = objective.prepare(kept, tokenizer, ctx.seed)
     with hf.quiet():
@@ -165,14 +178,17 @@ def _end_of_cosine(trainer: Any, options: LanguageOptions) -> None:
 
 
 def _block_length(ctx: StepContext, model: Any, wanted: int, *, tell: bool = True) -> int:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is None or wanted <= context:
+    # The tokenizer's model_max_length is no limit here: blocks are made of tokens, and the model reads them.
+    context = context_limit(model, None, wanted)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context if positions is None else min(context, int(positions))
+    if wanted <= context:
         return wanted
     if tell:
         ctx.notice(
             "block-length", f"Blocks are {context} tokens, the model's context, in place of max_length={wanted}."
         )
-    return int(context)
+    return context
 
 
 def _tell_share(ctx: StepContext, outcome: hf.TrainOutcome, facts: Any) -> None:
@@ -237,7 +253,9 @@ def _measured(
     ctx: StepContext, objective: Objective, model: Any, tokenizer: Any, length: int, name: str, data: Any
 ) -> hf.Perplexity:
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    file, blocks = measured_blocks(ctx, data, name, tokenizer, vocabulary, length, ctx.options.measure_tokens)
+    file, blocks = measured_blocks(
+        ctx, data, name, tokenizer, vocabulary, length, ctx.options.measure_tokens, objective.masked
+    )
     rows = objective.prepare(blocks, tokenizer, ctx.seed)
 
     def tick(done: int) -> None:

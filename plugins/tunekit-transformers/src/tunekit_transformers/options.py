@@ -87,6 +87,22 @@ class LanguageOptions(SupervisedOptions):
             return None
         return max(1, -(-parse_count(self.tokens) // (self.rows_per_step(length, world) * length)))
 
+    def steps_over(self, blocks: int, held: int, length: int, world: int = 1) -> int | None:
+        """Optimizer steps that ``tokens`` makes over ``blocks`` blocks, epoch after epoch. None: no budget.
+
+        Args:
+            blocks: blocks of an epoch.
+            held: tokens in all of them.
+            length: tokens in a full block.
+            world: processes that train together.
+        """
+        if self.tokens is None:
+            return None
+        each = self.rows_per_step(length, world)
+        epochs, rest = divmod(parse_count(self.tokens), held)
+        per_epoch = -(-blocks // each)
+        return max(1, epochs * per_epoch + min(per_epoch, -(-rest // (each * length))))
+
     def rows_per_step(self, length: int, world: int = 1) -> int:
         """Blocks of an optimizer step, over all processes."""
         rows = self.batch_size

@@ -73,6 +73,7 @@ class TokenFile:
         vocabulary: int | None = None,
         limit_tokens: int | None = None,
         total: int | None = None,
+        masked: bool = False,
     ) -> TokenFile:
         """Tokenize ``texts`` into the shared cache; what is there already is used, and an interrupted call continued.
 
@@ -85,6 +86,7 @@ class TokenFile:
             vocabulary: rows of the model's embedding matrix; a token beyond it is an error.
             limit_tokens: stop after the document that brings this many tokens, see :func:`tokens_for`.
             total: number of texts, for the progress bar.
+            masked: words are hidden and nothing is generated: a separator token may end a document.
 
         Raises:
             DataError: if there is no text (``empty-dataset``), or a token that the model has no embedding for
@@ -92,7 +94,7 @@ class TokenFile:
             StepError: if the tokenizer has no end-of-text token.
             ArtifactError: if the disk is full or cannot be written.
         """
-        if tokenizer.eos_token_id is None:
+        if _end(tokenizer, masked) is None:
             raise StepError(
                 "The tokenizer has no end-of-text token, so the model could not learn where a text ends.",
                 code="no-eos",
@@ -102,8 +104,17 @@ class TokenFile:
             ctx,
             name,
             texts,
-            _Documents(tokenizer, vocabulary),
-            key=hf.token_key(fingerprint, tokenizer, {"encoder": "documents", "version": 1, "vocabulary": vocabulary}),
+            _Documents(tokenizer, vocabulary, masked),
+            key=hf.token_key(
+                fingerprint,
+                tokenizer,
+                {
+                    "encoder": "documents",
+                    "version": 1,
+                    "vocabulary": vocabulary,
+                    "end": _end(tokenizer, masked),
+                },
+            ),
             limit_tokens=limit_tokens,
             total=total,
         )
@@ -134,9 +145,10 @@ class _Stream:
 class _Documents:
     """Encodes texts as documents, many at once."""
 
-    def __init__(self, tokenizer: Any, vocabulary: int | None) -> None:
+    def __init__(self, tokenizer: Any, vocabulary: int | None, masked: bool = False) -> None:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
+        self._end = _end(tokenizer, masked)
 
     def __call__(self, texts: list[str]) -> list[hf.TokenRow | DataError]:
         with hf.quiet():
@@ -144,7 +156,7 @@ class _Documents:
         return [hf.TokenRow(self._document(list(ids))) for ids in made]
 
     def _document(self, ids: list[int]) -> list[int]:
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        bos, eos = self.tokenizer.bos_token_id, self._end
         # A text that spells the beginning-of-text token itself would start with two of them.
         while len(ids) > 1 and bos is not None and ids[0] == bos and ids[1] == bos:
             ids = ids[1:]
@@ -161,13 +173,21 @@ class _Documents:
         return ids
 
 
-def document_rows(texts: list[str], tokenizer: Any, vocabulary: int | None) -> list[hf.TokenRow | DataError]:
+def _end(tokenizer: Any, masked: bool) -> int | None:
+    """The token that ends a document: end-of-text, or with masked words the separator of a tokenizer without one."""
+    end = tokenizer.eos_token_id
+    return tokenizer.sep_token_id if end is None and masked else end
+
+
+def document_rows(
+    texts: list[str], tokenizer: Any, vocabulary: int | None, masked: bool = False
+) -> list[hf.TokenRow | DataError]:
     """Texts as documents: what the tokenizer makes of each, and one end-of-text token.
 
     Raises:
         DataError: code ``vocabulary`` for a token that a model of ``vocabulary`` embeddings has none for.
     """
-    return _Documents(tokenizer, vocabulary)(texts)
+    return _Documents(tokenizer, vocabulary, masked)(texts)
 
 
 def tokens_for(steps: int, rows: int, length: int) -> int:
