@@ -197,3 +197,16 @@ def test_logits_of_a_piece_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     loss = PieceLoss(llama(), Layout("segments"))
     made = loss.cut(Collator()(ROWS))
     assert [piece.target_count for piece in made] == [24, 32, 11]
+
+
+def test_padded_pieces_are_bounded_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their width, and by the logits at all positions at which any of their rows has a target."""
+    rows = [{"input_ids": [1] * 20, "labels": [-100] * at + [1] + [-100] * (19 - at)} for at in range(1, 13)]
+    loss = PieceLoss(llama(), Layout("padded"))
+    loss._on_cpu = False
+    assert len(loss.cut(Collator()(rows))) == 1
+    monkeypatch.setattr(pieces, "LOGITS", 99 * 16)
+    made = loss.cut(Collator()(rows))
+    assert [len(piece.lengths) for piece in made] == [4, 4, 4], "four rows have targets at four positions"
+    monkeypatch.setattr(pieces, "PADDED_TOKENS", 60)
+    assert [len(piece.lengths) for piece in loss.cut(Collator()(rows))] == [3, 3, 3, 3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import pickle
 import signal
@@ -207,6 +208,27 @@ def test_a_killed_build_goes_on_after_its_last_complete_shard(tmp_path: Path) ->
     assert encode.rows == 200 - 64
     whole = build(context(tmp_path / "whole"), range(200), Numbers())
     assert files(resumed.folder) == files(whole.folder) and resumed.facts == whole.facts
+
+
+def test_a_template_that_writes_the_date_makes_other_keys_on_other_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import chat_template_utils
+
+    from tunekit.testing import tiny_tokenizer
+
+    class Day(datetime.datetime):
+        day_now = 1
+
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return cls(2026, 1, cls.day_now, tzinfo=tz)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Day)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%Y-%m-%d') }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    first = hf.tokenizer_fingerprint(tokenizer)
+    assert hf.tokenizer_fingerprint(tokenizer) == first
+    Day.day_now = 2
+    assert hf.tokenizer_fingerprint(tokenizer) != first
 
 
 def test_a_cancelled_build_keeps_its_shards(tmp_path: Path) -> None:

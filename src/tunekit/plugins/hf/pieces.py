@@ -20,6 +20,9 @@ CPU_TOKENS = 256
 parameters 64, 128, 256 and 512 tokens take the same time per token within the noise (8 to 10 ms on one core). A longer
 document is a piece of its own."""
 
+PADDED_TOKENS = 8192
+"""Most tokens of a piece with padding, on any device: rows of a micro-batch may be of very different lengths."""
+
 LOGITS = 2**27
 """Most logits of a piece: 512 MB in float32."""
 
@@ -80,7 +83,12 @@ class PieceLoss:
                 fits = True
             else:
                 now = tokens + lengths[number] if self.layout.packs else lengths[groups[-1][0]] * (len(groups[-1]) + 1)
-                fits = (now <= CPU_TOKENS or not self._on_cpu) and targets + counts[number] <= most_targets
+                most = CPU_TOKENS if self._on_cpu else now if self.layout.packs else PADDED_TOKENS
+                wanted = targets + counts[number]
+                if not self.layout.packs:
+                    # Padded rows have logits at every position at which any of them has a target.
+                    wanted = min(wanted, lengths[groups[-1][0]]) * (len(groups[-1]) + 1)
+                fits = now <= most and wanted <= most_targets
             if fits:
                 groups[-1].append(number)
                 tokens, targets = tokens + lengths[number], targets + counts[number]

@@ -528,9 +528,10 @@ def token_key(data: str, tokenizer: Any, settings: Mapping[str, Any]) -> str:
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """SHA-256 (hex) over all that decides which ids a text becomes.
 
-    That is: the vocabulary, merges, normalizer and the like, added and special tokens, the chat template, whether the
-    begin and end tokens are added, and the versions of ``transformers`` and ``tokenizers``. Where it was loaded from,
-    and truncation and padding of earlier calls, do not count.
+    That is: the vocabulary, merges, normalizer and the like, added and special tokens, the chat template and what it
+    makes of a fixed conversation (it may write the date), whether the begin and end tokens are added, and the versions
+    of ``transformers`` and ``tokenizers``. Where it was loaded from, and truncation and padding of earlier calls, do
+    not count.
     """
     from importlib.metadata import PackageNotFoundError, version
 
@@ -544,6 +545,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
             "class": type(tokenizer).__name__,
             "content": _tokenizer_content(tokenizer),
             "template": getattr(tokenizer, "chat_template", None),
+            "rendered": _rendered_probe(tokenizer),
             "special": json.loads(json.dumps(dict(special), default=str, sort_keys=True)),
             "flags": {
                 name: getattr(tokenizer, name, None)
@@ -552,6 +554,17 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
             "versions": versions,
         }
     )
+
+
+def _rendered_probe(tokenizer: Any) -> str | None:
+    """A fixed conversation as the template renders it now: a template may write today's date."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        return str(tokenizer.apply_chat_template(talk, tokenize=False))
+    except Exception:  # noqa: BLE001  (a template raises what it likes)
+        return None
 
 
 def _tokenizer_content(tokenizer: Any) -> Any:
