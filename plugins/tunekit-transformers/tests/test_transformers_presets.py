@@ -149,3 +149,26 @@ def test_the_sample_of_a_tokenizer_is_bounded_drawn_evenly_and_seeded() -> None:
     asked = 0
     assert bounded_sample(endless(), 10_000, seed=2) != sample
     assert bounded_sample(["a", "b"] * 10, 100, seed=1) == ["a", "b"] * 10
+
+
+def test_of_several_processes_the_first_tokenizer_serves_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is done while another still trains its own: both go on with the same."""
+    from language_step import TEXTS, Step
+
+    from tunekit_transformers import scratch
+    from tunekit_transformers.options import PretrainOptions
+
+    options = PretrainOptions(data=[], vocab_size=300, hidden_size=32, layers=1, heads=2, max_steps=1)
+    ctx = Step(tmp_path, options, texts=TEXTS).ctx
+    proper = scratch.corpus_tokenizer
+
+    def overtaken(sample: Any, *more: Any, **named: Any) -> Any:
+        monkeypatch.setattr(scratch, "corpus_tokenizer", proper)
+        first.append(scratch.own_tokenizer(ctx, options, masked=False))
+        return proper(sample[:1], *more, **named)
+
+    first: list[Any] = []
+    monkeypatch.setattr(scratch, "corpus_tokenizer", overtaken)
+    second = scratch.own_tokenizer(ctx, options, masked=False)
+    assert second.get_vocab() == first[0].get_vocab()
+    assert sorted(path.name for path in ctx.dir.iterdir() if "tokenizer" in path.name) == ["tokenizer"]

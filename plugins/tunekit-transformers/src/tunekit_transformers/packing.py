@@ -173,7 +173,7 @@ class _Documents:
         return ids
 
 
-def _end(tokenizer: Any, masked: bool) -> int | None:
+def _end(tokenizer: Any, masked: bool) -> Any:
     """The token that ends a document: end-of-text, or with masked words the separator of a tokenizer without one."""
     end = tokenizer.eos_token_id
     return tokenizer.sep_token_id if end is None and masked else end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,11 +37,18 @@ def own_tokenizer(ctx: StepContext, options: PretrainOptions, *, masked: bool) -
     ctx.progress(0, None, "tokens", "training the tokenizer")
     sample = bounded_sample(texts(ctx, ctx.data), options.tokenizer_sample, ctx.seed)
     tokenizer, _ = corpus_tokenizer(sample, options, masked=masked)
-    aside = Path(f"{folder}.partial")
     with hf.storage_errors(folder):
-        shutil.rmtree(aside, ignore_errors=True)
-        tokenizer.save_pretrained(aside)
-        aside.rename(folder)
+        # Processes that train together each make it; the first to be done decides for all.
+        aside = Path(tempfile.mkdtemp(prefix="tokenizer-", suffix=".partial", dir=ctx.dir))
+        try:
+            tokenizer.save_pretrained(aside)
+            aside.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     return tokenizer
 
 

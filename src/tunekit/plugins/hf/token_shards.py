@@ -24,7 +24,16 @@ from tunekit.storage import storage_errors
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["IGNORED", "Shard", "ShardWriter", "TokenRow", "drop_leftovers", "find_shards", "shard_path"]
+__all__ = [
+    "IGNORED",
+    "Shard",
+    "ShardWriter",
+    "TokenRow",
+    "drop_leftovers",
+    "find_shards",
+    "last_to_leave",
+    "shard_path",
+]
 
 IGNORED = -100
 """Label of a token that is not learned; what torch's cross-entropy leaves out."""
@@ -345,3 +354,16 @@ def drop_leftovers(folder: Path) -> None:
     """Remove half-written shards of processes that were killed."""
     for path in folder.glob(f".*{_SUFFIX}.*.tmp"):
         path.unlink(missing_ok=True)
+
+
+def last_to_leave() -> bool:
+    """Whether this process removes what all share; returns when all of them are here."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        # Before the group exists nobody knows whether others still read.
+        return False
+    dist.barrier()
+    return bool(dist.get_rank() == 0)

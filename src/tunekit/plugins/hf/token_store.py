@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from tunekit.errors import ArtifactError, DataError
 from tunekit.plan import digest
-from tunekit.plugins.hf.token_shards import Shard, ShardWriter, TokenRow, drop_leftovers, find_shards, shard_path
+from tunekit.plugins.hf.token_shards import (
+    Shard,
+    ShardWriter,
+    TokenRow,
+    drop_leftovers,
+    find_shards,
+    last_to_leave,
+    shard_path,
+)
 from tunekit.storage import disk_errors, folder_digest, write_json
 
 if TYPE_CHECKING:
@@ -148,10 +156,15 @@ class TokenStore:
         return np.concatenate(pieces)
 
     def discard(self) -> None:
-        """Remove the files if they are in a step's own folder; those in the shared cache stay for others."""
+        """Remove the files if they are in a step's own folder; those in the shared cache stay for others.
+
+        In a group of processes all call it; the files go when the last one has.
+        """
         if self.folder.parent.name == _OWN:
             for shard in self._shards:
                 shard.close()
+            if not last_to_leave():
+                return
             shutil.rmtree(self.folder, ignore_errors=True)
             with contextlib.suppress(OSError):
                 self.folder.parent.rmdir()

@@ -262,6 +262,10 @@ class TokenTrainer(Trainer):
             if number % self.args.world_size == self.args.process_index:
                 yield self.data_collator([rows[row] for row in range(begin, end)])
             begin, number = end, number + 1
+        short = number % self.args.world_size
+        if self._plain_loss.whole and short and self.args.process_index >= short:
+            # A sharded model is run by all processes together: those that are short run a row that does not count.
+            yield self.data_collator([RowSource(rows)[~0]])
 
     def _count(self, name: str, value: Any) -> None:
         self._sums[name] = self._sums.get(name, 0) + value
