@@ -33,6 +33,9 @@ def measure_perplexity(
     windows of n tokens and a stride of n - 1. With the objective ``masked`` the targets are the tokens that the rows
     mask; such a value can be compared with others for the same mask only.
 
+    Computed as training does: where :func:`compute_dtype` is bfloat16, with autocast to it, so that a model measured
+    before training and with its weights in float32 after it are comparable.
+
     The model is put into evaluation mode meanwhile. No gradient, and logits of a bounded number of positions at a
     time.
 
@@ -47,6 +50,7 @@ def measure_perplexity(
     """
     import torch
 
+    from tunekit.plugins.hf.arguments import compute_dtype
     from tunekit.plugins.hf.batches import Collator
     from tunekit.plugins.hf.isolation import proven_layout
     from tunekit.plugins.hf.pieces import PieceLoss
@@ -58,7 +62,8 @@ def measure_perplexity(
     loss, targets = 0.0, 0
     try:
         measure = PieceLoss(model, proven_layout(model, rows))
-        with measure.attending(), torch.no_grad():
+        half = device.type == "cuda" and compute_dtype() == torch.bfloat16
+        with measure.attending(), torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half):
             begin = 0
             while begin < len(rows):
                 group: list[Any] = []
