@@ -32,7 +32,7 @@ def masked(ctx: PreviewContext) -> Iterator[PreviewRow]:
     """Blocks with hidden words, as the first epoch hides them."""
     tokenizer, facts = _tokenizer(ctx, masked=True)
     masking = Masking(tokenizer, probability=ctx.options.mask_probability, whole_words=ctx.options.whole_words)
-    yield from _shown(tokenizer, MaskedRows(_blocks(ctx, tokenizer, facts), masking, ctx.seed))
+    yield from _shown(tokenizer, MaskedRows(_blocks(ctx, tokenizer, facts, masked=True), masking, ctx.seed))
 
 
 def _tokenizer(ctx: PreviewContext, *, masked: bool) -> tuple[Any, ModelFacts]:
@@ -63,7 +63,7 @@ class _Documents:
     facts: TokenFacts
 
 
-def _blocks(ctx: PreviewContext, tokenizer: Any, facts: ModelFacts) -> BlockDataset:
+def _blocks(ctx: PreviewContext, tokenizer: Any, facts: ModelFacts, *, masked: bool = False) -> BlockDataset:
     """Blocks of the first documents: no more are read than fill as many blocks as there are rows to look at."""
     length = min(ctx.options.max_length, facts.positions or ctx.options.max_length)
     enough = (ctx.data.limit or _SCANNED) * length
@@ -71,7 +71,7 @@ def _blocks(ctx: PreviewContext, tokenizer: Any, facts: ModelFacts) -> BlockData
     tokens = 0
     texts = (row["text"] for row in ctx.data.rows())
     while tokens < enough and (batch := list(islice(texts, _TOGETHER))):
-        for found in document_rows(batch, tokenizer, facts.embeddings):
+        for found in document_rows(batch, tokenizer, facts.embeddings, masked):
             if isinstance(found, DataError):
                 raise found
             ids = list(found.input_ids)
