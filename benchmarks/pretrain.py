@@ -4,7 +4,7 @@ Both start from the same random weights of a Llama-like model and train on the s
 same hyperparameters, in full. They run in turn, each in a process of its own. What is timed are the optimizer steps
 from the second to the last; no checkpoint falls in between.
 
-    python benchmarks/pretrain.py [corpora/wikitext-2/valid.txt] [--size 10M] [--steps 20] [--rounds 2] [--threads 2]
+    python benchmarks/pretrain.py wikitext-2/valid.txt [--size 10M] [--steps 20] [--rounds 2] [--threads 2]
 
 Two kinds of blocks: ``documents``, several in a block, none of which sees another (the plain Trainer is given
 ``position_ids``, from which transformers makes its own mask), and ``stream``, one text cut into blocks, where there is
@@ -24,7 +24,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "corpora" / "wikitext-2" / "valid.txt"
 CONTENDERS = ("plain", "tunekit")
 KINDS = ("documents", "stream")
 RATE, DECAY, CLIP, WARMUP, SEED = 1e-3, 0.1, 1.0, 2, 0
@@ -32,7 +31,7 @@ RATE, DECAY, CLIP, WARMUP, SEED = 1e-3, 0.1, 1.0, 2, 0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="?", type=Path, default=DATA)
+    parser.add_argument("data", type=Path, help="a text file of about a megabyte, such as wikitext-2's valid.txt")
     parser.add_argument("--size", default="10M", help="parameters of the model")
     parser.add_argument("--length", type=int, default=512, help="tokens in a block")
     parser.add_argument("--batch", type=int, default=8, help="blocks of an optimizer step")

@@ -6,7 +6,7 @@ are timed over the same call, the whole of ``trainer.train()``, and their peak m
 of the whole process, with whatever a step does after training (saving, and with tunekit proving the merge), is given
 beside it.
 
-    python benchmarks/sft.py [data/alpaca_en_demo.json] [--rows 64] [--epochs 1] [--rounds 2] [--threads 2] [--profile]
+    python benchmarks/sft.py alpaca_en_demo.json [--rows 64] [--epochs 1] [--rounds 2] [--threads 2] [--profile]
 
 Contenders: ``trl`` (its defaults), ``trl-grouped`` (rows of similar length together), ``trl-packed`` (blocks of
 max_length), ``tunekit`` (its defaults: random rows), ``tunekit-tokens`` (batches filled by tokens).
@@ -26,14 +26,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "llamafactory" / "alpaca_en_demo.json"
 CONTENDERS = ("trl", "trl-grouped", "trl-packed", "tunekit", "tunekit-tokens")
 LENGTH, BATCH, RANK, RATE, SEED = 512, 8, 8, 2e-4, 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="?", type=Path, default=DATA)
+    parser.add_argument("data", type=Path, help="an Alpaca file, such as LLaMA-Factory's alpaca_en_demo.json")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--steps", type=int, help="optimizer steps in place of epochs")
