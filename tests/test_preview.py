@@ -275,3 +275,9 @@ def test_commands(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert checked.exit_code == 0 and json.loads(checked.stdout)["ok"]
     broken = save_tiny(tmp_path / "broken", template="{{ raise_exception('never') }}")
     assert run(app, ["template", "check", str(broken)]).exit_code == 1
+
+
+def test_blanks_of_sentencepiece_tokens_are_shown(stories260k: Path) -> None:
+    view = Pipeline(model=str(stories260k)).sft(data=[{"prompt": "Once upon", "completion": " a time"}]).preview()
+    text = "".join(token.text for token in view.rows[0].tokens if not token.special)
+    assert "Once upon a time" in text

@@ -92,7 +92,7 @@ def _shown(tokenizer: Any, blocks: Any) -> Iterator[PreviewRow]:
 
     def text(token: int) -> str:
         if token not in known:
-            known[token] = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
+            known[token] = hf.token_text(tokenizer, token)
         return known[token]
 
     for number in range(len(blocks)):

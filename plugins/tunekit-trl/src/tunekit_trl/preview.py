@@ -28,7 +28,8 @@ def sft(ctx: PreviewContext) -> Iterator[PreviewRow]:
     train_on = encoder.train_on(schema, ctx.options.train_on)
     rows, looked = ctx.data.read(), 0
     while batch := list(islice(rows, _TOGETHER)):
-        made = encoder.examples([row for _, row in batch], schema, train_on)
+        with hf.quiet():  # rows longer than the model's context are cut here, which the tokenizer cannot know
+            made = encoder.examples([row for _, row in batch], schema, train_on)
         for (raw, row), found in zip(batch, made, strict=True):
             looked += 1
             if isinstance(found, DataError):
@@ -51,7 +52,9 @@ def dpo(ctx: PreviewContext) -> Iterator[PreviewRow]:
     encoder, views = _encoder(ctx)
     rows = ctx.data.read()
     while batch := list(islice(rows, _TOGETHER)):
-        for (raw, _), found in zip(batch, encoder.pairs([row for _, row in batch]), strict=True):
+        with hf.quiet():
+            made = encoder.pairs([row for _, row in batch])
+        for (raw, _), found in zip(batch, made, strict=True):
             if isinstance(found, DataError):
                 yield _problem(ctx, raw, found)
             else:
@@ -118,7 +121,7 @@ class _Views:
         if view is None:
             view = self._known[key] = TokenView(
                 id=token,
-                text=self.encoder.text([token]),
+                text=hf.token_text(self.encoder.tokenizer, token),
                 label=token if learned else None,
                 weight=1.0 if learned else 0.0,
                 turn=turn,

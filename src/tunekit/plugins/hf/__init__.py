@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tunekit.plugins.hf.facts import config_facts as config_facts
     from tunekit.plugins.hf.facts import folder_tokenizer as folder_tokenizer
     from tunekit.plugins.hf.facts import model_facts as model_facts
+    from tunekit.plugins.hf.facts import token_text as token_text
     from tunekit.plugins.hf.finishing import finish as finish
     from tunekit.plugins.hf.loading import load_folder as load_folder
     from tunekit.plugins.hf.perplexity import Perplexity as Perplexity
@@ -53,7 +54,7 @@ _WHERE = {
     "tunekit.plugins.hf.arguments": ("compute_dtype", "default_device", "device_defaults", "training_arguments"),
     "tunekit.plugins.hf.callback": ("TunekitCallback",),
     "tunekit.plugins.hf.checkpoints": ("good_checkpoint",),
-    "tunekit.plugins.hf.facts": ("config_facts", "folder_tokenizer", "model_facts"),
+    "tunekit.plugins.hf.facts": ("config_facts", "folder_tokenizer", "model_facts", "token_text"),
     "tunekit.plugins.hf.finishing": ("finish",),
     "tunekit.plugins.hf.loading": ("load_folder",),
     "tunekit.plugins.hf.silence": ("quiet",),

@@ -9,7 +9,7 @@ from tunekit.errors import ArtifactError
 from tunekit.plugins.hf.silence import quiet
 from tunekit.plugins.views import ModelFacts
 
-__all__ = ["config_facts", "folder_tokenizer", "model_facts"]
+__all__ = ["config_facts", "folder_tokenizer", "model_facts", "token_text"]
 
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
 
@@ -45,6 +45,19 @@ def model_facts(model: Any) -> ModelFacts:
     """Facts of a ``transformers`` model that is in memory."""
     embeddings = int(model.get_input_embeddings().weight.shape[0])
     return config_facts(model.config, getattr(model, "generation_config", None), embeddings)
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """What one token writes in the middle of a text.
+
+    Decoders of SentencePiece's kind drop the blank in front of a text, and with it that of a token decoded alone.
+    """
+    alone = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
+    piece = tokenizer.convert_ids_to_tokens(token)
+    if not isinstance(piece, str):
+        return alone
+    blanks = len(piece) - len(piece.lstrip("\u2581"))
+    return " " * (blanks - (len(alone) - len(alone.lstrip(" ")))) + alone
 
 
 def folder_tokenizer(path: Path) -> tuple[Any, ModelFacts]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tunekit.plugins.views import PreviewContext, PreviewRow, TokenView
+from tunekit.plugins import PreviewContext, PreviewRow, TokenView, hf
 from tunekit_transformers.tasks.encode import IGNORED, TaskEncoder
 from tunekit_transformers.tasks.tags import is_entities, to_bio
 
@@ -79,7 +79,7 @@ def _views(
             second = turn or (int(kinds[place]) if kinds is not None else 0)
             yield TokenView(
                 id=token,
-                text=tokenizer.decode([token]),
+                text=hf.token_text(tokenizer, token),
                 label=label,
                 weight=0.0 if label is None else 1.0,
                 turn=second,
