@@ -23,8 +23,9 @@ pytest.importorskip("tunekit_trl.encoding")
 
 import numpy as np  # noqa: E402
 
-from tunekit.data import select  # noqa: E402
+from tunekit.data import formats_base, messages, select  # noqa: E402
 from tunekit.errors import TunekitError  # noqa: E402
+from tunekit.plan import thaw  # noqa: E402
 from tunekit.plugins.hf import batches, checkpoints, losses, segments, token_trainer  # noqa: E402
 from tunekit_peft import adapter  # noqa: E402
 from tunekit_transformers import packing, vocabulary  # noqa: E402
@@ -115,7 +116,8 @@ def answers_by_text(patch: Patch) -> None:
 
 
 def nulls_stay(patch: Patch) -> None:
-    patch.setattr(rendering, "_without_nulls", lambda value: value)
+    for place in (messages, formats_base):
+        patch.setattr(place, "without_nulls", thaw)
 
 
 def first_tokens_are_targets(patch: Patch) -> None:
@@ -144,7 +146,11 @@ def blocks_teach_first_tokens(patch: Patch) -> None:
 
 def tokens_without_embedding_pass(patch: Patch) -> None:
     original = packing._Documents.__init__
-    patch.setattr(packing._Documents, "__init__", lambda self, tokenizer, vocabulary: original(self, tokenizer, None))
+    patch.setattr(
+        packing._Documents,
+        "__init__",
+        lambda self, tokenizer, known, *rest: original(self, tokenizer, None, *rest),
+    )
 
 
 def resize_unties(patch: Patch) -> None:
