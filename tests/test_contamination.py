@@ -171,6 +171,7 @@ def test_without_decontaminate_no_benchmark_is_read(
 ) -> None:
     monkeypatch.setattr(data_plugin.Quiz, "rows", None)
     Pipeline(model=base).sft(data=[{"text": "x"}]).evaluate(["quiz"]).run(workdir=tmp_path / "w", session=session)
+    assert train(tmp_path / "w") == [{"text": "x"}]
 
 
 def test_a_plan_without_benchmarks_is_refused(session: Session, base: str) -> None:

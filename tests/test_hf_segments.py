@@ -177,7 +177,7 @@ def test_pieces_padding_and_recomputation_leave_the_gradient_as_it_is(monkeypatc
         for ids in [torch.tensor(row["input_ids"])]
     )
     assert total == pytest.approx(plain, rel=1e-6)
-    monkeypatch.setattr(pieces, "CPU_TOKENS", 30)
+    monkeypatch.setattr(pieces, "FULL_CPU_TOKENS", 30)
     assert [piece.lengths for piece in PieceLoss(model, Layout("segments")).cut(Collator()(ROWS))] == [
         (21, 5),
         (33,),

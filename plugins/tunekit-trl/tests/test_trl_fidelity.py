@@ -139,7 +139,7 @@ def test_the_loss_is_the_same_however_batches_are_run(
         model = make()
         with monkeypatch.context() as patch:
             if name == "pieces":
-                patch.setattr(pieces, "CPU_TOKENS", 40)
+                patch.setattr(pieces, "FULL_CPU_TOKENS", 40)
             if name == "padded":
                 patch.setattr(token_trainer, "proven_layout", lambda model, rows: PADDED)
             if name == "eager":

@@ -11,14 +11,19 @@ from typing import Any
 
 from tunekit.plugins.hf.batches import IGNORED
 from tunekit.plugins.hf.losses import TokenLoss, logits_at, token_loss
+from tunekit.plugins.hf.saving import count_parameters
 from tunekit.plugins.hf.segments import Layout, segmented
 
-__all__ = ["CPU_TOKENS", "LOGITS", "Piece", "PieceLoss"]
+__all__ = ["CPU_TOKENS", "FULL_CPU_TOKENS", "LOGITS", "Piece", "PieceLoss"]
 
 CPU_TOKENS = 256
 """Most tokens of a piece on a CPU, where more at once compute no faster, but keep more activations: on a model of 135M
 parameters 64, 128, 256 and 512 tokens take the same time per token within the noise (8 to 10 ms on one core). A longer
 document is a piece of its own."""
+
+FULL_CPU_TOKENS = 1024
+"""As ``CPU_TOKENS``, where most weights are trained: each piece adds to the gradients of all of them, which costs as
+much for a short piece as for a long one."""
 
 PADDED_TOKENS = 8192
 """Most tokens of a piece with padding, on any device: rows of a micro-batch may be of very different lengths."""
@@ -63,6 +68,8 @@ class PieceLoss:
         self._routing = float(getattr(config, "router_aux_loss_coef", 0.0) or 0.0)
         self._cache = "use_cache" in inspect.signature(plain.forward).parameters
         self._on_cpu = next(model.parameters()).device.type == "cpu"
+        total, trained = count_parameters(model)
+        self._most = FULL_CPU_TOKENS if 2 * trained > total else CPU_TOKENS
 
     def cut(self, batch: Mapping[str, Any]) -> list[Piece]:
         """The pieces of a micro-batch of :class:`tunekit.plugins.hf.batches.Collator`, at least one. Documents without
@@ -83,7 +90,7 @@ class PieceLoss:
                 fits = True
             else:
                 now = tokens + lengths[number] if self.layout.packs else lengths[groups[-1][0]] * (len(groups[-1]) + 1)
-                most = CPU_TOKENS if self._on_cpu else now if self.layout.packs else PADDED_TOKENS
+                most = self._most if self._on_cpu else now if self.layout.packs else PADDED_TOKENS
                 wanted = targets + counts[number]
                 if not self.layout.packs:
                     # Padded rows have logits at every position at which any of them has a target.
