@@ -135,16 +135,13 @@ def test_the_probe_finds_attention_across_documents(monkeypatch: pytest.MonkeyPa
     model, documents = llama(), [row["input_ids"] for row in ROWS]
     assert isolation_problem(model, documents) == ""
 
-    class Joined(segments._Segments):
-        def __init__(self, lengths: tuple[int, ...], causal: bool, masks: Any) -> None:
-            super().__init__((sum(lengths),), causal, (None,))
-
-    monkeypatch.setattr(segments, "_Segments", Joined)
+    proper = segments._parts
+    monkeypatch.setattr(segments, "_parts", lambda lengths: proper([sum(lengths)]))
     assert "logits differ" in isolation_problem(model, documents)
 
 
 def test_the_probe_finds_positions_that_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    proper = PieceLoss._inputs
+    proper = PieceLoss.inputs
 
     def running_on(self: Any, piece: Any) -> Any:
         made, targets = proper(self, piece)
@@ -152,7 +149,7 @@ def test_the_probe_finds_positions_that_go_on(monkeypatch: pytest.MonkeyPatch) -
         return made, targets
 
     gpt2 = SHARING["gpt2-learned-positions"]()
-    monkeypatch.setattr(PieceLoss, "_inputs", running_on)
+    monkeypatch.setattr(PieceLoss, "inputs", running_on)
     assert "logits differ" in isolation_problem(gpt2, [row["input_ids"] for row in ROWS])
 
 

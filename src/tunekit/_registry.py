@@ -24,6 +24,7 @@ WORDS = {
     "adapter": ("adapter", 'adapter("{}")'),
     "quantizer": ("quantization method", 'quantize(..., method="{}")'),
     "benchmark": ("benchmark", 'evaluate(["{}"])'),
+    "reward": ("reward", 'align(..., reward="{}")'),
     "exporter": ("export format", 'export("{}")'),
     "tracker": ("tracker", 'track("{}")'),
     "launcher": ("launcher", 'launch("{}")'),
@@ -35,6 +36,7 @@ WORDS = {
 
 CHOICES: tuple[tuple[type[Spec], str, tuple[str, ...]], ...] = (
     (StepSpec, "makes", ("model", "report")),
+    (TrainerSpec, "rewards", ("", "required", "optional")),
     (BenchmarkSpec, "needs", ("loglikelihood", "generation", "perplexity")),
 )
 """Fields with few values: the spec, its field, and what it may be."""

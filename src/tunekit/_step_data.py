@@ -92,7 +92,7 @@ def main_request(ref: Any, spec: Any, options: Any) -> DataRequest:
 
 
 def _shared(options: Any, base: str, name: str, default: Any = None) -> Any:
-    """An option of ``DataOptions`` or ``SupervisedOptions``; other options of the same name are the component's own."""
+    """An option of ``DataOptions`` or ``ValidatedOptions``; other options of the same name are the component's own."""
     from tunekit.plugins import options as bases
 
     return getattr(options, name) if isinstance(options, getattr(bases, base)) else default
@@ -100,13 +100,13 @@ def _shared(options: Any, base: str, name: str, default: Any = None) -> Any:
 
 def validation_part(options: Any) -> float | int | None:
     """The share or number of rows to hold out; None without one."""
-    value = _shared(options, "SupervisedOptions", "validation")
+    value = _shared(options, "ValidatedOptions", "validation")
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def own_validation(spec: Any, options: Any) -> DataRequest | None:
     """How validation data of its own are to be opened: as the step's ``data``. None for a share, a number, or none."""
-    value = _shared(options, "SupervisedOptions", "validation")
+    value = _shared(options, "ValidatedOptions", "validation")
     if value is None or validation_part(options) is not None:
         return None
     from tunekit.plugins.options import DataRequest

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from tunekit.artifacts import Artifact
     from tunekit.data import Dataset
     from tunekit.plan import ComponentRef, ResolvedStep
-    from tunekit.plugins.protocols import Adapter, Benchmark, Component, LoadedModel
+    from tunekit.plugins.protocols import Adapter, Benchmark, Component, LoadedModel, Reward
 
-__all__ = ["BenchmarkJob", "StepContext"]
+__all__ = ["BenchmarkJob", "BoundReward", "StepContext"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,19 @@ class BenchmarkJob:
     put in, and the benchmark's own options filled in."""
     runs_code: bool = False
     """Whether it runs code that the model wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundReward:
+    """A reward of a step, ready to be called."""
+
+    name: str
+    """What it is called in logs and reports: the name of the step or component, or that of the function."""
+    reward: Reward
+    weight: float = 1.0
+    """What its scores are multiplied by before they are added up."""
+    label: str = ""
+    """Component and version, for people; for a function, where it is from."""
 
 
 @dataclass(kw_only=True)
@@ -75,6 +88,8 @@ class StepContext:
     """Data of the training steps that led to :attr:`input`, oldest first: for calibration and held-out checks."""
     benchmarks: Sequence[BenchmarkJob] = ()
     """For evaluate steps."""
+    rewards: Sequence[BoundReward] = ()
+    """What completions are scored with, in the order of the option ``reward``; started."""
     input_weights_hash: str = ""
     """Hash of the weights that :meth:`model` gives; a base model's fingerprint when it was never saved by a step."""
     input_path: Path | None = None
@@ -108,7 +123,8 @@ class StepContext:
         """Another model than the input, such as a judge, by reference. It is read anew on every call.
 
         Args:
-            ref: as in ``Pipeline(model=...)``: a folder, a GGUF file, a hub id, a short name.
+            ref: as in ``Pipeline(model=...)``: a folder, a GGUF file, a hub id, a short name; or ``step:<name>``, the
+                model of an earlier step.
 
         Raises:
             ArtifactError: if nothing knows the reference, or its files cannot be read.

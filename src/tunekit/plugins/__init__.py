@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tunekit.artifacts import ScoredRow as ScoredRow
     from tunekit.cancel import CancelToken as CancelToken
     from tunekit.context import BenchmarkJob as BenchmarkJob
+    from tunekit.context import BoundReward as BoundReward
     from tunekit.context import StepContext as StepContext
     from tunekit.data.rows import RowProblem as RowProblem
     from tunekit.plan import ComponentRef as ComponentRef
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from tunekit.plugins.options import Options as Options
     from tunekit.plugins.options import SupervisedOptions as SupervisedOptions
     from tunekit.plugins.options import TrainOptions as TrainOptions
+    from tunekit.plugins.options import ValidatedOptions as ValidatedOptions
     from tunekit.plugins.protocols import Adapter as Adapter
     from tunekit.plugins.protocols import Benchmark as Benchmark
     from tunekit.plugins.protocols import BenchmarkContext as BenchmarkContext
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from tunekit.plugins.protocols import PerplexityRequest as PerplexityRequest
     from tunekit.plugins.protocols import Request as Request
     from tunekit.plugins.protocols import Response as Response
+    from tunekit.plugins.protocols import Reward as Reward
     from tunekit.plugins.protocols import Setup as Setup
     from tunekit.plugins.protocols import TokenizerSource as TokenizerSource
     from tunekit.plugins.protocols import Tracker as Tracker
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
     from tunekit.plugins.specs import ExporterSpec as ExporterSpec
     from tunekit.plugins.specs import ModelSpec as ModelSpec
     from tunekit.plugins.specs import QuantizerSpec as QuantizerSpec
+    from tunekit.plugins.specs import RewardSpec as RewardSpec
     from tunekit.plugins.specs import Spec as Spec
     from tunekit.plugins.specs import StepSpec as StepSpec
     from tunekit.plugins.specs import TrackerSpec as TrackerSpec
@@ -79,7 +83,7 @@ _WHERE = {
     "tunekit._registry": ("Entry", "PluginRecord"),
     "tunekit.artifacts": ("Artifact", "ModelCard", "Score", "ScoredRow"),
     "tunekit.cancel": ("CancelToken",),
-    "tunekit.context": ("BenchmarkJob", "StepContext"),
+    "tunekit.context": ("BenchmarkJob", "BoundReward", "StepContext"),
     "tunekit.data.rows": ("RowProblem",),
     "tunekit.plan": ("ComponentRef", "Plan", "ResolvedAdapter", "ResolvedStep"),
     "tunekit.plugins.decorators": (
@@ -95,7 +99,14 @@ _WHERE = {
         "trainer",
     ),
     "tunekit.plugins.marker": ("hookimpl",),
-    "tunekit.plugins.options": ("DataOptions", "DataRequest", "Options", "SupervisedOptions", "TrainOptions"),
+    "tunekit.plugins.options": (
+        "DataOptions",
+        "DataRequest",
+        "Options",
+        "SupervisedOptions",
+        "TrainOptions",
+        "ValidatedOptions",
+    ),
     "tunekit.plugins.protocols": (
         "Adapter",
         "Benchmark",
@@ -109,6 +120,7 @@ _WHERE = {
         "PerplexityRequest",
         "Request",
         "Response",
+        "Reward",
         "Setup",
         "TokenizerSource",
         "Tracker",
@@ -122,6 +134,7 @@ _WHERE = {
         "ExporterSpec",
         "ModelSpec",
         "QuantizerSpec",
+        "RewardSpec",
         "Spec",
         "StepSpec",
         "TrackerSpec",

@@ -39,6 +39,7 @@ from tunekit.plugins.specs import (
     ExporterSpec,
     ModelSpec,
     QuantizerSpec,
+    RewardSpec,
     StepSpec,
     TrackerSpec,
     TrainerSpec,
@@ -82,6 +83,12 @@ def tunekit_quantizers() -> Iterable[QuantizerSpec]:
 @hookspec
 def tunekit_benchmarks() -> Iterable[BenchmarkSpec]:
     """Benchmarks, used by ``evaluate([name, ...])``."""
+    return ()
+
+
+@hookspec
+def tunekit_rewards() -> Iterable[RewardSpec]:
+    """Rewards, used by ``align(method="grpo", reward=name)``."""
     return ()
 
 

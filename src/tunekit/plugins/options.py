@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator  # noqa: TID253  (this module is imported only with an options model)
 
-__all__ = ["DataOptions", "DataRequest", "Options", "SupervisedOptions", "TrainOptions"]
+__all__ = ["DataOptions", "DataRequest", "Options", "SupervisedOptions", "TrainOptions", "ValidatedOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +108,9 @@ class TrainOptions(DataOptions):
     """Seed of this step. None: the run's seed."""
 
 
-class SupervisedOptions(TrainOptions):
-    """Options of trainers that learn from targets: validation, and how batches are filled."""
+class ValidatedOptions(TrainOptions):
+    """Options of trainers that measure on held-out rows."""
 
-    schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"  # type: ignore[assignment]
-    """Course of the learning rate after warm-up. ``wsd``: constant, then a linear decay over the last ``decay``."""
-    decay: float = Field(default=0.2, gt=0)
-    """``wsd`` only: the decay at the end, a share of all steps below 1, a number of steps from 1."""
     validation: Any = None
     """Held-out data: a share of the rows below 1, a number of rows from 1, or data of its own (path, rows, object)."""
     validate_every: int | None = Field(default=None, ge=1, json_schema_extra={"unit": "optimizer steps"})
@@ -123,31 +119,6 @@ class SupervisedOptions(TrainOptions):
     """Hand on the checkpoint with the lowest validation loss in place of the last one."""
     early_stopping: int | None = Field(default=None, ge=1, json_schema_extra={"unit": "measurements"})
     """Stop after this many measurements without a lower validation loss."""
-    max_tokens_per_batch: int | None = Field(default=None, ge=8, json_schema_extra={"unit": "tokens"})
-    """Fill micro-batches with whole examples of similar length up to this many tokens. ``batch_size``, when given as
-    well, is a second limit; otherwise it is set to the same number, which is none."""
-    packing: bool = False
-    """Pack examples into blocks of up to ``max_length`` tokens; none sees another. ``batch_size`` counts blocks."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _tokens_alone_fill_batches(cls, values: Any) -> Any:
-        # Written out, so that the plan says it: no number of rows that fit in so many tokens is above it.
-        limit = values.get("max_tokens_per_batch") if isinstance(values, Mapping) else None
-        if isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1 and "batch_size" not in values:
-            return {**values, "batch_size": limit}
-        return values
-
-    @model_validator(mode="after")
-    def _batches_are_filled_one_way(self) -> Self:
-        if self.packing and self.max_tokens_per_batch is not None:
-            raise ValueError(
-                "packing and max_tokens_per_batch exclude each other: with packing, a batch is batch_size blocks of "
-                "max_length tokens"
-            )
-        if self.schedule != "wsd" and self.decay != type(self).model_fields["decay"].default:
-            raise ValueError(f"decay has no effect with schedule={self.schedule!r}; it belongs to 'wsd'")
-        return self
 
     @field_validator("validation")
     @classmethod
@@ -174,4 +145,38 @@ class SupervisedOptions(TrainOptions):
                 f"{' and '.join(asked)} measure{'s' * (len(asked) == 1)} on held-out data, and validation is not "
                 "given: validation=0.05 holds out a share of the rows"
             )
+        return self
+
+
+class SupervisedOptions(ValidatedOptions):
+    """Options of trainers that learn from targets: how batches are filled."""
+
+    schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"  # type: ignore[assignment]
+    """Course of the learning rate after warm-up. ``wsd``: constant, then a linear decay over the last ``decay``."""
+    decay: float = Field(default=0.2, gt=0)
+    """``wsd`` only: the decay at the end, a share of all steps below 1, a number of steps from 1."""
+    max_tokens_per_batch: int | None = Field(default=None, ge=8, json_schema_extra={"unit": "tokens"})
+    """Fill micro-batches with whole examples of similar length up to this many tokens. ``batch_size``, when given as
+    well, is a second limit; otherwise it is set to the same number, which is none."""
+    packing: bool = False
+    """Pack examples into blocks of up to ``max_length`` tokens; none sees another. ``batch_size`` counts blocks."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tokens_alone_fill_batches(cls, values: Any) -> Any:
+        # Written out, so that the plan says it: no number of rows that fit in so many tokens is above it.
+        limit = values.get("max_tokens_per_batch") if isinstance(values, Mapping) else None
+        if isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1 and "batch_size" not in values:
+            return {**values, "batch_size": limit}
+        return values
+
+    @model_validator(mode="after")
+    def _batches_are_filled_one_way(self) -> Self:
+        if self.packing and self.max_tokens_per_batch is not None:
+            raise ValueError(
+                "packing and max_tokens_per_batch exclude each other: with packing, a batch is batch_size blocks of "
+                "max_length tokens"
+            )
+        if self.schedule != "wsd" and self.decay != type(self).model_fields["decay"].default:
+            raise ValueError(f"decay has no effect with schedule={self.schedule!r}; it belongs to 'wsd'")
         return self

@@ -32,6 +32,7 @@ __all__ = [
     "PerplexityRequest",
     "Request",
     "Response",
+    "Reward",
     "Setup",
     "TokenizerSource",
     "Tracker",
@@ -82,6 +83,28 @@ class Adapter(Protocol):
 
     def detached(self, model: Any) -> Any:
         """A context manager in which ``model`` computes what the base computes."""
+        ...
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores completions; the same signature as TRL's reward functions. Built as ``Target(options)``.
+
+    A reward may have a method ``start(ctx: StepContext) -> None``, called once before the first score, to load what it
+    needs (``ctx.load_model``).
+    """
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
+    ) -> Sequence[float | None]:
+        """One number for each completion, the higher the better; None: it has nothing to say about this one.
+
+        Args:
+            prompts: texts, or lists of messages.
+            completions: texts; after a prompt of messages, lists with the assistant's message.
+            columns: the other columns of the prompts' rows, one value for each completion, and ``completion_ids``,
+                lists of token ids, and ``finished``, whether the completion ended by itself.
+        """
         ...
 
 

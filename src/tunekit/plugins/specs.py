@@ -19,6 +19,7 @@ __all__ = [
     "ExporterSpec",
     "ModelSpec",
     "QuantizerSpec",
+    "RewardSpec",
     "Spec",
     "StepSpec",
     "TrackerSpec",
@@ -64,6 +65,13 @@ class TrainerSpec(Spec):
     preview: str = ""
     """Import string of a callable ``(ctx: PreviewContext) -> Iterator[PreviewRow]`` that gives the examples as the
     trainer would learn them, without loading weights. Empty: ``Pipeline.preview`` says that the trainer has none."""
+    rewards: str = ""
+    """Whether the trainer scores what a model writes: ``required``, ``optional``, or empty: it does not. Such a trainer
+    takes the option ``reward`` and finds what it names in ``ctx.rewards``; without the option, that is the model of
+    the nearest ``reward`` step before it."""
+    scored_by: str = ""
+    """For trainers of the stage ``reward``: name of the reward, of the same plugin, that scores with their model. It
+    has an option ``model``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +144,22 @@ class ExporterSpec(Spec):
     """Writes a model in another format. ``target`` is a class with ``run(ctx: StepContext) -> Artifact``."""
 
     kind: ClassVar[str] = "exporter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSpec(Spec):
+    """Scores completions. ``target(options)`` (``target()`` without options) is a ``Reward``.
+
+    Used as ``align(method="grpo", reward="exact-match")``, or with a weight and options:
+    ``reward=[{"name": "exact-match", "weight": 1.0, "answer": "solution"}]``.
+    """
+
+    kind: ClassVar[str] = "reward"
+
+    columns: tuple[str, ...] = ()
+    """Columns of the prompts' rows that it needs, such as ``answer``."""
+    runs_code: bool = False
+    """Whether it runs code that the model wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,14 +26,22 @@ if TYPE_CHECKING:
     from tunekit.plugins.hf.arguments import training_arguments as training_arguments
     from tunekit.plugins.hf.callback import TunekitCallback as TunekitCallback
     from tunekit.plugins.hf.checkpoints import good_checkpoint as good_checkpoint
+    from tunekit.plugins.hf.completion_trainer import CompletionTrainer as CompletionTrainer
+    from tunekit.plugins.hf.completion_trainer import Objective as Objective
+    from tunekit.plugins.hf.completion_trainer import ObjectiveLoss as ObjectiveLoss
+    from tunekit.plugins.hf.completions import CompletionLogps as CompletionLogps
+    from tunekit.plugins.hf.completions import CompletionModel as CompletionModel
+    from tunekit.plugins.hf.completions import PromptGroup as PromptGroup
     from tunekit.plugins.hf.facts import config_facts as config_facts
     from tunekit.plugins.hf.facts import folder_tokenizer as folder_tokenizer
     from tunekit.plugins.hf.facts import model_facts as model_facts
     from tunekit.plugins.hf.facts import token_text as token_text
     from tunekit.plugins.hf.finishing import finish as finish
     from tunekit.plugins.hf.loading import load_folder as load_folder
+    from tunekit.plugins.hf.low_rank import fused_low_rank as fused_low_rank
     from tunekit.plugins.hf.perplexity import Perplexity as Perplexity
     from tunekit.plugins.hf.perplexity import measure_perplexity as measure_perplexity
+    from tunekit.plugins.hf.products import fast_products as fast_products
     from tunekit.plugins.hf.saving import count_parameters as count_parameters
     from tunekit.plugins.hf.saving import save_model as save_model
     from tunekit.plugins.hf.saving import strip_quantization as strip_quantization
@@ -54,9 +62,13 @@ _WHERE = {
     "tunekit.plugins.hf.arguments": ("compute_dtype", "default_device", "device_defaults", "training_arguments"),
     "tunekit.plugins.hf.callback": ("TunekitCallback",),
     "tunekit.plugins.hf.checkpoints": ("good_checkpoint",),
+    "tunekit.plugins.hf.completion_trainer": ("CompletionTrainer", "Objective", "ObjectiveLoss"),
+    "tunekit.plugins.hf.completions": ("CompletionLogps", "CompletionModel", "PromptGroup"),
     "tunekit.plugins.hf.facts": ("config_facts", "folder_tokenizer", "model_facts", "token_text"),
     "tunekit.plugins.hf.finishing": ("finish",),
     "tunekit.plugins.hf.loading": ("load_folder",),
+    "tunekit.plugins.hf.low_rank": ("fused_low_rank",),
+    "tunekit.plugins.hf.products": ("fast_products",),
     "tunekit.plugins.hf.silence": ("quiet",),
     "tunekit.plugins.hf.saving": ("count_parameters", "save_model", "strip_quantization"),
     "tunekit.plugins.hf.token_trainer": ("TokenTrainer",),

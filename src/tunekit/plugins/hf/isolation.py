@@ -9,7 +9,7 @@ from tunekit.plugins.hf.batches import Collator
 from tunekit.plugins.hf.pieces import Piece, PieceLoss
 from tunekit.plugins.hf.segments import Layout, NotSegmentable, layout_of
 
-__all__ = ["isolation_problem", "proven_layout"]
+__all__ = ["branching_problem", "isolation_problem", "proven_layout"]
 
 PROBE_ROWS = 3
 PROBE_TOKENS = 24
@@ -110,3 +110,51 @@ def _largest(left: Sequence[Any], right: Sequence[Any]) -> float:
     import torch
 
     return float(torch.stack([(a - b).abs().max() for a, b in zip(left, right, strict=True)]).max())
+
+
+def branching_problem(model: Any, rows: Any) -> str:
+    """What is wrong when continuations share a prompt; empty: nothing.
+
+    Each continuation's logits must be those that the model computes for it after the prompt alone.
+
+    Args:
+        model: a ``transformers`` model whose layout is ``segments``.
+        rows: token rows; the first two with at least four tokens are used, 24 tokens each.
+    """
+    import torch
+
+    chosen = [list(map(int, row["input_ids"][:PROBE_TOKENS])) for row in rows if len(row["input_ids"]) > 3][:2]
+    if not chosen:
+        return "there are no rows to prove it on"
+    first, last = chosen[0], chosen[-1]
+    # The first continuation is the longer one, and the other no beginning of it.
+    prompt, left = first[: len(first) // 2], [*first[len(first) // 2 :], *last]
+    right = last[::-1]
+    lengths = (len(prompt), len(left), len(right))
+    device = next(model.parameters()).device
+    positions = [*range(len(prompt) + len(left)), *range(len(prompt), len(prompt) + len(right))]
+    ids = torch.tensor([prompt + left + right], device=device)
+    targets = torch.zeros_like(ids)
+    piece = Piece(
+        input_ids=ids,
+        position_ids=torch.tensor([positions], device=device),
+        targets=targets,
+        lengths=(lengths,),
+        target_count=len(positions),
+    )
+    loss = PieceLoss(model, Layout("segments"))
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            alone = [_alone(model, prompt + left), _alone(model, prompt + right)[len(prompt) :]]
+            with loss.attending():
+                together = loss.logits(model, piece, torch.ones_like(targets, dtype=torch.bool))
+    except NotSegmentable as reason:
+        return str(reason)
+    finally:
+        model.train(was_training)
+    scale = max(1.0, max(float(part.abs().max()) for part in alone))
+    limit = _TOLERANCE[str(alone[0].dtype).removeprefix("torch.")] * scale
+    apart = _largest(list(together.split((len(prompt) + len(left), len(right)))), alone)
+    return "" if apart <= limit else f"logits of a continuation differ by {apart:.3g} from those after its prompt alone"

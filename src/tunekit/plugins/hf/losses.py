@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-__all__ = ["TokenLoss", "logits_at", "token_loss"]
+__all__ = ["TokenLogps", "TokenLoss", "logits_at", "token_logps", "token_loss"]
 
 _CHUNK_ELEMENTS = 2**20
 """Logits that are worked on at a time: 4 MB of float32, which stays in a processor's cache."""
@@ -16,7 +16,7 @@ _CHUNK_ELEMENTS = 2**20
 _VIEWS = frozenset(("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "SelectBackward0"))
 _OVERWRITABLE = frozenset(
     ("MmBackward0", "AddmmBackward0", "BmmBackward0", "LinearBackward0", "MkldnnLinearBackward0", "AddBackward0",
-     "ToCopyBackward0")
+     "ToCopyBackward0", "FastLinearBackward", "LowRankLinearBackward")
 )  # fmt: skip
 
 
@@ -114,6 +114,105 @@ def _function() -> Any:
 
     _made = CrossEntropySum
     return _made
+
+
+class TokenLogps(NamedTuple):
+    """Of each token asked for."""
+
+    logps: Any
+    """(tokens,) float32: natural log-probability; differentiable."""
+    correct: Any
+    """(tokens,) bool: whether it has the largest logit."""
+    entropy: Any = None
+    """(tokens,) float32: entropy in nats of the distribution it is from; not differentiable. None: not asked for."""
+
+
+def token_logps(logits: Any, rows: Any, targets: Any, *, entropy: bool = False) -> TokenLogps:
+    """Log-probabilities of tokens.
+
+    The gradient is made in place of the logits where that is safe, so that no second copy of (rows, vocabulary) exists.
+    No second derivative.
+
+    Args:
+        logits: (rows, vocabulary). Must not be used by the caller afterwards.
+        rows: (tokens,) int64: the row of the logits that each token is from; several tokens may be from one.
+        targets: (tokens,) int64 token ids.
+        entropy: give entropies as well.
+    """
+    made, correct, spread = _logps_function().apply(logits, rows, targets, entropy)
+    return TokenLogps(made, correct, spread if entropy else None)
+
+
+_logps_made: Any = None
+
+
+def _logps_function() -> Any:
+    """The autograd function; made at first use, since torch is not imported with this module."""
+    global _logps_made
+    if _logps_made is not None:
+        return _logps_made
+    import torch
+    from torch.autograd.function import once_differentiable
+
+    class TokenLogProbabilities(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, logits: Any, rows: Any, targets: Any, entropy: bool) -> Any:
+            wanted = ctx.needs_input_grad[0]
+            values = logits.detach()
+            if wanted and _overwritable(logits):
+                shares = values
+            elif wanted:
+                shares = torch.empty_like(values, dtype=_gradient_type(values.dtype))
+            else:
+                shares = None
+            count, size = values.shape
+            own = torch.empty(count, dtype=torch.float32, device=values.device)
+            best = torch.empty(count, dtype=torch.int64, device=values.device)
+            spread = torch.empty(count if entropy else 0, dtype=torch.float32, device=values.device)
+            aims = values[rows, targets].float()
+            step = max(1, _CHUNK_ELEMENTS // size)
+            for begin in range(0, count, step):
+                part = values[begin : begin + step]
+                if part.dtype != torch.float32:
+                    work = part.float()
+                elif shares is values:
+                    work = part
+                elif shares is not None:
+                    work = shares[begin : begin + step].copy_(part)
+                else:
+                    work = part.clone()
+                top, best[begin : begin + step] = work.max(-1)
+                work -= top[:, None]
+                shifted = work.clone() if entropy else None
+                work.exp_()
+                total = work.sum(-1)
+                own[begin : begin + step] = top + total.log()
+                work /= total[:, None]
+                if shifted is not None:
+                    # A token without probability adds nothing, whatever its logarithm.
+                    mean = (shifted.clamp_(min=-1e4) * work).sum(-1)
+                    spread[begin : begin + step] = total.log() - mean
+                if shares is not None and work.data_ptr() != shares[begin : begin + step].data_ptr():
+                    shares[begin : begin + step] = work
+            ctx.shares, ctx.kind = shares, values.dtype
+            ctx.save_for_backward(rows, targets)
+            correct = best[rows] == targets
+            spread = spread[rows] if entropy else spread
+            ctx.mark_non_differentiable(correct, spread)
+            return aims - own[rows], correct, spread
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, gradient: Any, *_: Any) -> Any:
+            rows, targets = ctx.saved_tensors
+            shares, ctx.shares = ctx.shares, None
+            gradient = gradient.to(shares.dtype)
+            of_rows = torch.zeros(len(shares), dtype=shares.dtype, device=shares.device).index_add_(0, rows, gradient)
+            shares.mul_(-of_rows[:, None]).index_put_((rows, targets), gradient, accumulate=True)
+            return shares.to(ctx.kind), None, None, None
+
+    _logps_made = TokenLogProbabilities
+    return _logps_made
 
 
 def _overwritable(logits: Any) -> bool:

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from tunekit.plugins.hf.products import linear
+
 __all__ = ["fused_low_rank"]
 
 _made: Any = None
@@ -26,7 +28,7 @@ def _function() -> Any:
         def forward(ctx: Any, x: Any, weight: Any, bias: Any, down: Any, up: Any, scale: float) -> Any:
             flat = x.reshape(-1, x.shape[-1])
             inner = flat @ down.t()
-            made = torch.nn.functional.linear(flat, weight, bias).addmm_(inner, up.t(), alpha=scale)
+            made = linear(flat, weight, bias).addmm_(inner, up.t(), alpha=scale)
             ctx.save_for_backward(flat, weight, down, up, inner)
             ctx.scale, ctx.shape = scale, x.shape
             return made.view(*x.shape[:-1], made.shape[-1])
@@ -41,7 +43,7 @@ def _function() -> Any:
             of_down = through.t() @ flat
             of_x = None
             if ctx.needs_input_grad[0]:
-                of_x = (gradient @ weight).addmm_(through, down).view(ctx.shape)
+                of_x = linear(gradient, weight.t()).addmm_(through, down).view(ctx.shape)
             return of_x, None, None, of_down, of_up, None
 
     _made = LowRankLinear

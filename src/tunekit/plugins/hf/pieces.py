@@ -12,7 +12,7 @@ from typing import Any
 from tunekit.plugins.hf.batches import IGNORED
 from tunekit.plugins.hf.losses import TokenLoss, logits_at, token_loss
 from tunekit.plugins.hf.saving import count_parameters
-from tunekit.plugins.hf.segments import Layout, segmented
+from tunekit.plugins.hf.segments import Extent, Layout, segmented
 
 __all__ = ["CPU_TOKENS", "FULL_CPU_TOKENS", "LOGITS", "Piece", "PieceLoss"]
 
@@ -42,7 +42,7 @@ class Piece:
     """(1, tokens)"""
     targets: Any
     """(1, tokens): what is to be predicted at each position; -100: nothing."""
-    lengths: tuple[int, ...]
+    lengths: tuple[Extent, ...]
     target_count: int
 
 
@@ -59,8 +59,8 @@ class PieceLoss:
     def __init__(self, model: Any, layout: Layout, *, smoothing: float = 0.0, whole: bool = False) -> None:
         self.layout, self.smoothing, self.whole = layout, smoothing, whole
         self._model = model
-        self._enter: Callable[[tuple[int, ...]], AbstractContextManager[None]] = _nothing
-        self.lengths: tuple[int, ...] = ()
+        self._enter: Callable[[tuple[Extent, ...]], AbstractContextManager[None]] = _nothing
+        self.lengths: tuple[Extent, ...] = ()
         """Documents of the forward pass that is under way."""
         plain = model.get_base_model() if hasattr(model, "get_base_model") else model
         config = plain.config.get_text_config()
@@ -136,10 +136,10 @@ class PieceLoss:
         return self._forward(model, piece, where)[1]
 
     def _forward(self, model: Any, piece: Piece, where: Any) -> tuple[Any, Any, Any]:
-        inputs, targets = self._inputs(piece)
+        inputs, targets = self.inputs(piece)
         where = targets != IGNORED if where is None else where
         self.lengths = piece.lengths
-        with logits_at(self._model, where) as (arguments, select), self._enter(piece.lengths):
+        with logits_at(self._model, where) as (arguments, select), self.entered(piece.lengths):
             outputs = model(**inputs, **arguments)
             logits = select(outputs.logits)
         return outputs, logits, targets[where]
@@ -161,7 +161,12 @@ class PieceLoss:
         """Tokens that the model computes for a piece, padding included."""
         return sum(piece.lengths) if self.layout.packs else max(piece.lengths) * len(piece.lengths)
 
-    def _inputs(self, piece: Piece) -> tuple[dict[str, Any], Any]:
+    def entered(self, lengths: tuple[Extent, ...]) -> AbstractContextManager[None]:
+        """The context of a forward pass over documents of these lengths."""
+        return self._enter(lengths)
+
+    def inputs(self, piece: Piece) -> tuple[dict[str, Any], Any]:
+        """Keyword arguments of the forward pass over a piece, and its targets in the same layout."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
@@ -186,5 +191,5 @@ class PieceLoss:
         return inputs, targets
 
 
-def _nothing(lengths: tuple[int, ...]) -> AbstractContextManager[None]:
+def _nothing(lengths: tuple[Extent, ...]) -> AbstractContextManager[None]:
     return contextlib.nullcontext()

@@ -1,5 +1,7 @@
 """Several documents in one sequence without padding, none of which sees another: block-diagonal attention everywhere.
 
+A document may branch: a prompt with several continuations, each of which sees the prompt and itself, and none another.
+
 ``transformers`` lets attention and mask functions be registered by name. The ones registered here make no mask of
 (tokens, tokens): the "mask" is the list of the documents' lengths, and attention runs document by document, on the
 kernel's fast causal path wherever a document's own mask is plainly causal. Windowed and chunked attention follow from
@@ -25,7 +27,10 @@ _FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 _OURS = ("sdpa", "eager", "flex_attention")
 _ATTENDING = ("full_attention", "sliding_attention", "chunked_attention")
 
-_lengths: contextvars.ContextVar[tuple[int, ...] | None] = contextvars.ContextVar("segment_lengths", default=None)
+Extent = int | tuple[int, ...]
+"""Tokens of a document; of one that branches: of its prompt, and of each of its continuations, the longest first."""
+
+_lengths: contextvars.ContextVar[tuple[Extent, ...] | None] = contextvars.ContextVar("segment_lengths", default=None)
 _registering = threading.Lock()
 _registered = False
 
@@ -54,10 +59,47 @@ class Layout:
 class _Segments:
     """What stands in the place of an attention mask."""
 
-    lengths: tuple[int, ...]
+    parts: tuple[_Part, ...]
     causal: bool
     masks: tuple[Any, ...]
-    """Per document: None, or a boolean mask (length, length) where plain causal (or full) attention is not enough."""
+    """Per part: None, or a boolean mask (queries, keys) where plain causal (or full) attention is not enough."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether the queries of each part are its keys."""
+        return all(part.shared == 0 for part in self.parts)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Queries that are attended to in one go: a document, or a continuation of one."""
+
+    begin: int
+    """Position in the sequence of the first query."""
+    length: int
+    """Queries."""
+    prompt: int = 0
+    """Position in the sequence of the first token of the prompt before it, which is no query of this part."""
+    shared: int = 0
+    """Tokens of that prompt. They and the queries are the keys."""
+
+
+def _parts(lengths: Sequence[Extent]) -> tuple[_Part, ...]:
+    made, at = [], 0
+    for extent in lengths:
+        prompt, *continuations = (extent,) if isinstance(extent, int) else extent
+        begin = at
+        first = continuations[0] if continuations else 0
+        # A prompt and its first continuation are plainly causal together.
+        made.append(_Part(begin, prompt + first))
+        at += prompt + first
+        for length in continuations[1:]:
+            if length > first:
+                # The model's mask is looked up as if it stood where the first one does.
+                raise ValueError("the longest continuation of a prompt comes first")
+            made.append(_Part(at, length, begin, prompt))
+            at += length
+    return tuple(part for part in made if part.length)
 
 
 def layout_of(model: Any) -> Layout:
@@ -92,10 +134,11 @@ def layout_of(model: Any) -> Layout:
 
 
 @contextlib.contextmanager
-def segmented(model: Any) -> Iterator[Callable[[Sequence[int]], Any]]:
+def segmented(model: Any) -> Iterator[Callable[[Sequence[Extent]], Any]]:
     """Let ``model`` attend document by document; its own attention is back when the context is left.
 
-    Gives a context manager that takes the lengths of the documents in the sequence of the forward pass inside it.
+    Gives a context manager that takes the lengths of the documents in the sequence of the forward pass inside it. For a
+    document that branches, these are a tuple of the lengths of its prompt and of its continuations.
     """
     _register()
     configs = _configs(model)
@@ -120,7 +163,7 @@ def _configs(model: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _lengths_set(lengths: Sequence[int]) -> Iterator[None]:
+def _lengths_set(lengths: Sequence[Extent]) -> Iterator[None]:
     token = _lengths.set(tuple(lengths))
     try:
         yield
@@ -157,22 +200,24 @@ def _mask(
         raise NotSegmentable("a forward pass in it has no segment lengths")
     if use_vmap or attention_mask is not None:
         raise NotSegmentable("it has an attention mask of its own")
-    ends = torch.tensor(lengths, device=device).cumsum(0)
-    last = ends - 1
-    first = ends - torch.tensor(lengths, device=device)
+    parts = _parts(lengths)
+    # A continuation stands where it would if the prompt were right before it.
+    first = torch.tensor([part.prompt if part.shared else part.begin for part in parts], device=device)
+    last = first + torch.tensor([part.shared + part.length - 1 for part in parts], device=device)
     zero = torch.zeros_like(first)
     backward = _allowed(mask_function, zero, last, first).tolist()
     forward = _allowed(mask_function, zero, first, last).tolist()
-    long = [number for number, length in enumerate(lengths) if length > 1]
+    long = [number for number, part in enumerate(parts) if part.shared + part.length > 1]
     causal = not any(forward[number] for number in long)
-    masks: list[Any] = [None] * len(lengths)
+    masks: list[Any] = [None] * len(parts)
     for number in long:
+        part = parts[number]
         # Plainly causal: the last token sees the first, and not the other way round. Full: both.
-        if backward[number] and forward[number] != causal:
+        if not part.shared and backward[number] and forward[number] != causal:
             continue
-        index = torch.arange(int(first[number]), int(ends[number]), device=device)
-        masks[number] = _allowed(mask_function, zero[:1, None], index[:, None], index[None, :])
-    return _Segments(lengths, causal, tuple(masks))
+        index = torch.arange(int(first[number]), int(last[number]) + 1, device=device)
+        masks[number] = _allowed(mask_function, zero[:1, None], index[part.shared :, None], index[None, :])
+    return _Segments(parts, causal, tuple(masks))
 
 
 def _allowed(function: Any, batch: Any, query: Any, key: Any) -> Any:
@@ -212,11 +257,7 @@ def _attention(
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         else:
             options["enable_gqa"] = True
-    lengths = list(attention_mask.lengths)
-    if len(lengths) == 1:
-        parts = [(query, key, value)]
-    else:
-        parts = list(zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True))
+    parts = _cut(attention_mask, query, key, value)
     made = [
         scaled_dot_product_attention(
             *part,
@@ -230,3 +271,24 @@ def _attention(
     ]
     joined = made[0] if len(made) == 1 else torch.cat(made, 2)
     return joined.transpose(1, 2).contiguous(), None
+
+
+def _cut(segments: _Segments, query: Any, key: Any, value: Any) -> list[tuple[Any, Any, Any]]:
+    """Queries, keys and values of each part."""
+    import torch
+
+    if len(segments.parts) == 1:
+        return [(query, key, value)]
+    lengths = [part.length for part in segments.parts]
+    queries = query.split(lengths, 2)
+    if segments.plain:
+        return list(zip(queries, key.split(lengths, 2), value.split(lengths, 2), strict=True))
+    made = []
+    for part, asking in zip(segments.parts, queries, strict=True):
+        own = slice(part.begin, part.begin + part.length)
+        seen = [whole[:, :, own] for whole in (key, value)]
+        if part.shared:
+            before = slice(part.prompt, part.prompt + part.shared)
+            seen = [torch.cat((whole[:, :, before], near), 2) for whole, near in zip((key, value), seen, strict=True)]
+        made.append((asking, *seen))
+    return made

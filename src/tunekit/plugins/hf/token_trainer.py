@@ -18,6 +18,7 @@ from tunekit.plugins.hf.callback import TunekitCallback
 from tunekit.plugins.hf.isolation import proven_layout
 from tunekit.plugins.hf.low_rank import fused_low_rank
 from tunekit.plugins.hf.pieces import PieceLoss
+from tunekit.plugins.hf.products import fast_products
 from tunekit.plugins.hf.validation import AlreadyStopped, Validation
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class TokenTrainer(Trainer):
         """Train, as ``transformers.Trainer.train``; with ``keep_best`` the model has the best weights afterwards."""
         noise = self._noise_hook()
         try:
-            with self._loss.attending(), fused_low_rank(self.model):
+            with self._loss.attending(), fused_low_rank(self.model), fast_products(self.model):
                 output = super().train(*args, **kwargs)
         except AlreadyStopped:
             output = None

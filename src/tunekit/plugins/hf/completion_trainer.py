@@ -1,0 +1,325 @@
+"""Training on completions: a loss of log-probabilities, full batches, prompts computed once, validation."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np  # noqa: TID253  (this module is reached through the lazy package only)
+import torch  # noqa: TID253
+from torch.utils.data import DataLoader  # noqa: TID253
+from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: TID253
+
+from tunekit.plugins.hf.arguments import training_arguments
+from tunekit.plugins.hf.batches import BatchPlan
+from tunekit.plugins.hf.callback import TunekitCallback
+from tunekit.plugins.hf.completions import CompletionLogps, CompletionModel, PromptGroup
+from tunekit.plugins.hf.low_rank import fused_low_rank
+from tunekit.plugins.hf.products import fast_products
+from tunekit.plugins.hf.validation import AlreadyStopped, Validation
+
+if TYPE_CHECKING:
+    from tunekit.context import StepContext
+
+__all__ = ["CompletionTrainer", "Objective", "ObjectiveLoss"]
+
+Row = Mapping[str, Any]
+Ask = Callable[[Sequence[PromptGroup]], torch.Tensor]
+"""Summed log-probabilities of completions under the policy as it is, (completions,), no gradient."""
+
+_EVAL_ROWS = 8
+_LOOK_EVERY = 20
+
+
+@dataclass(frozen=True)
+class ObjectiveLoss:
+    """What an :class:`Objective` says about some rows."""
+
+    loss: Any
+    """Scalar tensor, differentiable: these rows' part of the optimizer step's loss, so that the parts of all rows of
+    the step add up to it."""
+    measured: Mapping[str, tuple[Any, float]] = field(default_factory=dict)
+    """Name to (sum, count), for the log: the value of an optimizer step is the sum of the sums over the sum of the
+    counts. Sums are scalars without a gradient."""
+
+
+class Objective(Protocol):
+    """A loss on completions. ``row`` is what the data set gives, with ``prompt_ids`` and whatever the loss needs."""
+
+    def group(self, row: Row) -> PromptGroup:
+        """What is put to the model for a row."""
+        ...
+
+    def totals(self, rows: Sequence[Row], ask: Ask) -> Mapping[str, float]:
+        """Sums over the rows of an optimizer step that the loss needs to know, such as their number. They are added up
+        over all processes. ``ask`` is for losses that compare with other completions first; with it every process
+        must be asked the same number of times."""
+        ...
+
+    def loss(self, logps: CompletionLogps, rows: Sequence[Row], totals: Mapping[str, float]) -> ObjectiveLoss:
+        """The loss of some of the rows; ``logps`` holds the completions of their groups, in order."""
+        ...
+
+
+class CompletionTrainer(Trainer):
+    """A ``transformers.Trainer`` for losses of the log-probabilities of completions. Give it to
+    :func:`tunekit.plugins.hf.train`.
+
+    - Rows share a sequence without padding, and the completions of a row share its prompt, where the model provably
+      takes that; see :class:`tunekit.plugins.hf.completions.CompletionModel`. Logits are computed at completions.
+    - The loss is normalised over all rows (or tokens, as the objective says) of an optimizer step, over its
+      micro-batches and processes: eight rows at once and one row eight times are the same step.
+    - A micro-batch is run in pieces, each with its own backward pass, and so takes little memory.
+
+    Args:
+        ctx: the step. Its options are a :class:`tunekit.plugins.options.TrainOptions`.
+        model: a ``transformers`` causal model, with the adapter on it if there is one.
+        tokenizer: saved in checkpoints.
+        rows: ``len(rows)`` and ``rows[number]`` -> mapping, as the objective takes them.
+        objective: the loss.
+        validation: held-out rows; None: none. Measured is the same loss, as ``eval_loss``, and what the objective
+            measures, with the prefix ``eval_``.
+        callbacks: further callbacks.
+    """
+
+    control: Any
+
+    def __init__(
+        self,
+        ctx: StepContext,
+        model: Any,
+        tokenizer: Any,
+        rows: Any,
+        objective: Objective,
+        validation: Any = None,
+        *,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        arguments = training_arguments(TrainingArguments, ctx, ctx.options, remove_unused_columns=False)
+        if arguments.n_gpu > 1:
+            # Several devices are a launcher's matter: one process that serves them all is slower than one device.
+            arguments._n_gpu = 1
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=_Counted(rows),
+            eval_dataset=validation,
+            data_collator=list,
+            processing_class=tokenizer,
+            callbacks=[TunekitCallback(ctx), _Epochs(self), *callbacks],
+        )
+        self._ctx, self.objective = ctx, objective
+        groups = [objective.group(rows[number]) for number in range(min(8, len(rows)))]
+        whole = bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        self.completions = CompletionModel(model, groups, whole=whole)
+        lengths = np.array([objective.group(rows[number]).tokens for number in range(len(rows))], dtype=np.int64)
+        self._batches = BatchPlan(
+            lengths,
+            batch_size=arguments.per_device_train_batch_size,
+            seed=ctx.seed,
+            rank=arguments.process_index,
+            world=arguments.world_size,
+        )
+        self._totals: Mapping[str, float] = {}
+        self._sums: dict[str, tuple[Any, float]] = {}
+        self.tokens_seen = 0
+        """Completion tokens that this process has learned from."""
+        self._validation: Validation | None = None
+        if validation is not None:
+            options = ctx.options
+            self._validation = Validation(
+                every=getattr(options, "validate_every", None),
+                keep_best=bool(getattr(options, "keep_best", False)),
+                patience=getattr(options, "early_stopping", None),
+                folder=ctx.dir / "checkpoints" / "best",
+            )
+            self.add_callback(self._validation)
+
+    # What is trained on.
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Micro-batches of this process, lists of rows."""
+        # Not prepared by accelerate: the plan deals out batches itself, so that no row is repeated to even them out.
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self._batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of an optimizer step, and the number of completion tokens in those of all processes."""
+        samples = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        rows = [row for batch in samples for row in batch if row.get("counts", True)]
+        totals = dict(self.objective.totals(rows, self._ask)) if samples else {}
+        tokens = sum(len(made) for row in rows for made in self.objective.group(row).completions)
+        self._totals, count = self._everywhere(totals, tokens)
+        return samples, count
+
+    def _everywhere(self, totals: Mapping[str, float], tokens: int) -> tuple[dict[str, float], Any]:
+        names = sorted(totals)
+        sums = torch.tensor([*(totals[name] for name in names), tokens], dtype=torch.float64)
+        if self.args.world_size > 1:
+            sums = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
+        values = sums.tolist()
+        return dict(zip(names, values[:-1], strict=True)), torch.tensor(int(values[-1]), device=self.args.device)
+
+    def _ask(self, groups: Sequence[PromptGroup]) -> torch.Tensor:
+        return self.sums(self.model, groups)
+
+    def sums(self, model: Any, groups: Sequence[PromptGroup]) -> torch.Tensor:
+        """Summed log-probabilities of the completions of all groups, in order, (completions,) float32 on the CPU; no
+        gradient, dropout off."""
+        if not groups:
+            return torch.zeros(0)
+        was_training = model.training
+        model.eval()
+        found: list[Any] = [None] * len(groups)
+        try:
+            with self.completions.attending(), torch.no_grad():
+                for numbers in self.completions.pieces(groups):
+                    part = [groups[number] for number in numbers]
+                    with self.compute_loss_context_manager():
+                        made = self.completions(model, part).sums().float().cpu()
+                    sizes = [len(group.completions) for group in part]
+                    for number, values in zip(numbers, made.split(sizes), strict=True):
+                        found[number] = values
+        finally:
+            model.train(was_training)
+        return torch.cat(found)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Gradient of a micro-batch; its share of the optimizer step's loss."""
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
+        total = torch.zeros((), device=self.args.device)
+        pieces = self._cut(inputs)
+        for number, rows in enumerate(pieces):
+            last = number == len(pieces) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                made = self._loss_of(model, rows)
+                counts = rows[0].get("counts", True)
+                # A distributed model averages gradients over the processes.
+                self.accelerator.backward(made.loss * (self.args.world_size if counts else 0.0))
+            if counts:
+                total += made.loss.detach()
+                for name, (summed, count) in made.measured.items():
+                    before = self._sums.get(name, (0.0, 0.0))
+                    self._sums[name] = (before[0] + summed, before[1] + count)
+                self.tokens_seen += sum(len(c) for row in rows for c in self.objective.group(row).completions)
+        return total
+
+    def _cut(self, rows: Sequence[Row]) -> list[list[Row]]:
+        pieces = self.completions.pieces([self.objective.group(row) for row in rows])
+        return [[rows[number] for number in piece] for piece in pieces]
+
+    def _loss_of(self, model: Any, rows: Sequence[Row], totals: Mapping[str, float] | None = None) -> ObjectiveLoss:
+        with self.compute_loss_context_manager():
+            logps = self.completions(model, [self.objective.group(row) for row in rows])
+            return self.objective.loss(logps, rows, self._totals if totals is None else totals)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as ``transformers.Trainer.train``; with ``keep_best`` the model has the best weights afterwards."""
+        try:
+            with self.completions.attending(), fused_low_rank(self.model), fast_products(self.model):
+                output = super().train(*args, **kwargs)
+        except AlreadyStopped:
+            output = None
+        validation = self._validation
+        if validation is None or any(isinstance(c, TunekitCallback) and c.stopped for c in self._callbacks()):
+            return output
+        if validation.stopped_early:
+            self._ctx.notice(
+                "early-stop",
+                f"Training ended after {self.state.global_step} of {self.state.max_steps} steps: the validation loss "
+                f"has not been lower in the last {validation.patience} measurements.",
+            )
+        validation.restore(self.model, self.state)
+        return output
+
+    def _callbacks(self) -> list[TrainerCallback]:
+        found: list[TrainerCallback] = self.callback_handler.callbacks
+        return found
+
+    # What is measured.
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The loss over all held-out rows as one batch, and what the objective measures."""
+        held_out = self.eval_dataset if eval_dataset is None else eval_dataset
+        rows = [held_out[number] for number in range(len(held_out))]
+        own = rows[self.args.process_index :: self.args.world_size]
+        totals, _ = self._everywhere(dict(self.objective.totals(own, self._ask)), 0)
+        was_training = self.model.training
+        self.model.eval()
+        sums: dict[str, tuple[Any, float]] = {}
+        with self.completions.attending(), torch.no_grad():
+            for begin in range(0, len(own), _EVAL_ROWS):
+                if begin % _LOOK_EVERY == 0 and self.args.world_size == 1:
+                    self._ctx.progress(self.state.global_step, self.state.max_steps, "steps", "validating")
+                for part in self._cut(own[begin : begin + _EVAL_ROWS]):
+                    made = self._loss_of(self.model, part, totals)
+                    sums["loss"] = (sums.get("loss", (0.0, 1.0))[0] + made.loss, 1.0)
+                    for name, (summed, count) in made.measured.items():
+                        before = sums.get(name, (0.0, 0.0))
+                        sums[name] = (before[0] + summed, before[1] + count)
+        self.model.train(was_training)
+        sums.setdefault("loss", (0.0, 1.0))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self._reduced(sums, "loss").items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _reduced(self, sums: Mapping[str, tuple[Any, float]], added: str = "") -> dict[str, float]:
+        """Means over all processes; ``added`` is a sum."""
+        names = sorted(sums)
+        values = torch.tensor([[float(sums[name][0]), sums[name][1]] for name in names], dtype=torch.float64)
+        if self.args.world_size > 1:
+            values = self.accelerator.reduce(values.to(self.args.device), "sum").cpu()
+        return {
+            name: summed if name == added else summed / max(count, 1e-12)
+            for name, (summed, count) in zip(names, values.tolist(), strict=True)
+        }
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with what the objective measured in the optimizer step."""
+        if "loss" in logs and self._sums:
+            logs.update(self._reduced(self._sums))
+            self._sums = {}
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Any) -> float:
+        """Not counted: going through all modules for it costs more than a small step."""
+        return 0.0
+
+
+class _Counted:
+    """Rows for a ``DataLoader`` under a :class:`BatchPlan`: ``~number`` gives a row of which nothing is learned."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Row:
+        if number >= 0:
+            row: Row = self.rows[number]
+            return row
+        return {**self.rows[~number], "counts": False}
+
+
+class _Epochs(TrainerCallback):
+    """Tells the order of rows which epoch begins."""
+
+    def __init__(self, trainer: CompletionTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._batches.set_epoch(int(state.epoch or 0))

@@ -1,0 +1,258 @@
+"""What a causal model says about completions of prompts: the log-probability of each of their tokens."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from tunekit.plugins.hf.batches import IGNORED
+from tunekit.plugins.hf.isolation import branching_problem, proven_layout
+from tunekit.plugins.hf.losses import logits_at, token_logps
+from tunekit.plugins.hf.pieces import CPU_TOKENS, FULL_CPU_TOKENS, LOGITS, PADDED_TOKENS, Piece, PieceLoss
+from tunekit.plugins.hf.saving import count_parameters
+from tunekit.plugins.hf.segments import Extent
+
+__all__ = ["CompletionModel", "CompletionLogps", "PromptGroup"]
+
+
+class PromptGroup(NamedTuple):
+    """A prompt with its completions, as token ids."""
+
+    prompt: Sequence[int]
+    """May be empty: the first token of a completion then has no log-probability and is not counted."""
+    completions: Sequence[Sequence[int]]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens, the prompt once."""
+        return len(self.prompt) + sum(map(len, self.completions))
+
+
+class CompletionLogps(NamedTuple):
+    """What :class:`CompletionModel` gives for some groups: one after the other, the completions of each in order."""
+
+    logps: Any
+    """(tokens,) float32: natural log-probability of each completion token, given what stands before it;
+    differentiable."""
+    lengths: tuple[int, ...]
+    """Tokens per completion, those without a log-probability not counted."""
+    correct: Any
+    """(tokens,) bool: whether the token is the likeliest."""
+    hidden: Any = None
+    """(tokens, size): last hidden state at the position that predicts the token; differentiable. None: not asked
+    for."""
+    entropy: Any = None
+    """(tokens,) float32: entropy in nats of the distribution that the token is from. None: not asked for."""
+
+    def sums(self) -> Any:
+        """(completions,) float32: log-probability of each completion."""
+        import torch
+
+        return torch.stack([part.sum() for part in self.logps.split(self.lengths)])
+
+    def means(self) -> Any:
+        """(completions,) float32: mean log-probability of a token of each completion; 0 for one without tokens."""
+        import torch
+
+        return self.sums() / torch.tensor(self.lengths, device=self.logps.device).clamp(min=1)
+
+
+class CompletionModel:
+    """Puts prompts with completions to a causal model in as few tokens as it provably can take.
+
+    Several groups share a sequence without padding, and the completions of a group share their prompt, which is
+    computed once: each completion sees the prompt and itself. Both are proven on some groups before they are used
+    (:func:`tunekit.plugins.hf.isolation.proven_layout`); otherwise each completion is a row with its prompt. Logits are
+    computed at the completions only.
+
+    Args:
+        model: the model without the wrappers of a distributed run; with its adapter, if there is one.
+        groups: some of the groups that will be asked for.
+        temperature: what logits are divided by.
+        share: compute a prompt once where that is exact.
+        whole: never cut a batch into pieces, as when all processes must do the same number of forward passes.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        groups: Sequence[PromptGroup],
+        *,
+        temperature: float = 1.0,
+        share: bool = True,
+        whole: bool = False,
+    ) -> None:
+        probes = [{"input_ids": [*group.prompt, *group.completions[0]]} for group in groups[:8] if group.completions]
+        self.layout = proven_layout(model, probes)
+        self.temperature = temperature
+        self._model, self._whole = model, whole
+        self._pieces = PieceLoss(model, self.layout, whole=whole)
+        self._on_cpu = next(model.parameters()).device.type == "cpu"
+        total, trained = count_parameters(model)
+        self._most = FULL_CPU_TOKENS if 2 * trained > total else CPU_TOKENS
+        vocabulary = int(getattr(model.config.get_text_config(), "vocab_size", 0) or 1)
+        self._most_targets = max(1, LOGITS // vocabulary)
+        self.shares = share and self.layout.kind == "segments" and not branching_problem(model, probes)
+        """Whether the completions of a group share their prompt."""
+
+    def pieces(self, groups: Sequence[PromptGroup]) -> list[list[int]]:
+        """Numbers of the groups that are put to the model together, so that activations and logits stay small. The
+        order of a batch may change: long groups with long ones."""
+        if self._whole:
+            return [list(range(len(groups)))] if groups else []
+        order: Sequence[int] = range(len(groups))
+        if not self.layout.packs:
+            order = sorted(order, key=lambda number: -_longest(groups[number]))
+        made: list[list[int]] = []
+        for number in order:
+            if made and self._fits([groups[other] for other in (*made[-1], number)]):
+                made[-1].append(number)
+            else:
+                made.append([number])
+        return made
+
+    def _fits(self, groups: Sequence[PromptGroup]) -> bool:
+        rows = sum(len(group.completions) for group in groups)
+        if self.layout.packs:
+            width = self.width(groups)
+            targets = sum(len(completion) for group in groups for completion in group.completions)
+        else:
+            width = max(map(_longest, groups)) * rows
+            targets = width
+        if not self._on_cpu:
+            return targets <= self._most_targets and (self.layout.packs or width <= PADDED_TOKENS)
+        return targets <= self._most_targets and width <= self._most
+
+    def width(self, groups: Sequence[PromptGroup]) -> int:
+        """Tokens that the model computes for these groups in one piece, padding included."""
+        if not self.layout.packs:
+            return max(map(_longest, groups)) * sum(len(group.completions) for group in groups)
+        if self.shares:
+            return sum(group.tokens for group in groups)
+        return sum(len(group.prompt) + len(made) for group in groups for made in group.completions)
+
+    @contextlib.contextmanager
+    def attending(self) -> Iterator[None]:
+        """The model attends within documents inside this context; call the model in it."""
+        with self._pieces.attending():
+            yield
+
+    def __call__(
+        self, model: Any, groups: Sequence[PromptGroup], *, hidden: bool = False, entropy: bool = False
+    ) -> CompletionLogps:
+        """One forward pass over the groups. ``model`` may be wrapped; call it inside :meth:`attending`.
+
+        Args:
+            model: the model.
+            groups: at least one completion among them.
+            hidden: give hidden states as well.
+            entropy: give entropies as well.
+        """
+        import torch
+
+        device = next(self._model.parameters()).device
+        made = _layout(groups, self.shares)
+        ids = torch.tensor(made.ids, device=device)
+        asked = torch.zeros((1, len(made.ids)), dtype=torch.bool, device=device)
+        asked[0, torch.tensor(made.asked, device=device, dtype=torch.long)] = True
+        piece = Piece(
+            input_ids=ids[None],
+            position_ids=torch.tensor(made.positions, device=device)[None],
+            targets=torch.where(asked, ids, IGNORED),
+            lengths=made.extents,
+            target_count=len(made.targets),
+        )
+        inputs, wanted = self._pieces.inputs(piece)
+        # In a padded batch the order of the rows, and of the tokens in each, is that of the sequence.
+        where = wanted != IGNORED
+        with _caught(self._model, hidden) as caught, logits_at(self._model, where) as (arguments, select):
+            with self._pieces.entered(piece.lengths):
+                outputs = model(**inputs, **arguments)
+            logits = select(outputs.logits)
+        rank = {position: number for number, position in enumerate(sorted(set(made.asked)))}
+        rows = torch.tensor([rank[position] for position in made.asked], device=device, dtype=torch.long)
+        targets = torch.tensor(made.targets, device=device, dtype=torch.long)
+        states = None
+        if hidden:
+            kept = caught[-1]
+            # The output layer was given all positions, or those asked for.
+            states = (kept[where] if kept.shape[:2] == where.shape else select(kept))[rows]
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        found = token_logps(logits, rows, targets, entropy=entropy)
+        return CompletionLogps(found.logps, made.lengths, found.correct, states, found.entropy)
+
+
+class _Laid(NamedTuple):
+    """Groups as one sequence."""
+
+    ids: list[int]
+    positions: list[int]
+    extents: tuple[Extent, ...]
+    asked: list[int]
+    """Positions in the sequence that predict a completion token, in the order of these tokens."""
+    targets: list[int]
+    lengths: tuple[int, ...]
+
+
+def _layout(groups: Sequence[PromptGroup], share: bool) -> _Laid:
+    ids: list[int] = []
+    positions: list[int] = []
+    extents: list[Extent] = []
+    asked: list[int] = []
+    targets: list[int] = []
+    lengths: list[int] = []
+
+    def lay(tokens: Sequence[int], first: int) -> int:
+        begin = len(ids)
+        ids.extend(tokens)
+        positions.extend(range(first, first + len(tokens)))
+        return begin
+
+    def ask(prompt: Sequence[int], tokens: Sequence[int], last: int, begin: int) -> None:
+        """``last``: where the prompt ends; ``begin``: where the completion begins."""
+        if prompt and tokens:
+            asked.append(last)
+        asked.extend(range(begin, begin + len(tokens) - 1))
+        learned = tokens if prompt else tokens[1:]
+        targets.extend(learned)
+        lengths.append(len(learned))
+
+    for prompt, completions in groups:
+        if share and prompt and len(completions) > 1:
+            last = lay(prompt, 0) + len(prompt) - 1
+            order = sorted(range(len(completions)), key=lambda number: -len(completions[number]))
+            begins = {number: lay(completions[number], len(prompt)) for number in order}
+            for number, tokens in enumerate(completions):
+                ask(prompt, tokens, last, begins[number])
+            extents.append((len(prompt), *(len(completions[number]) for number in order)))
+            continue
+        for tokens in completions:
+            last = lay(prompt, 0) + len(prompt) - 1
+            ask(prompt, tokens, last, lay(tokens, len(prompt)))
+            extents.append(len(prompt) + len(tokens))
+    return _Laid(ids, positions, tuple(extents), asked, targets, tuple(lengths))
+
+
+def _longest(group: PromptGroup) -> int:
+    return len(group.prompt) + max((len(completion) for completion in group.completions), default=0)
+
+
+@contextlib.contextmanager
+def _caught(model: Any, wanted: bool) -> Iterator[list[Any]]:
+    """What the output layer is given."""
+    seen: list[Any] = []
+    if not wanted:
+        yield seen
+        return
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def catch(module: Any, args: tuple[Any, ...]) -> None:
+        seen.append(args[0])
+
+    hook = plain.get_output_embeddings().register_forward_pre_hook(catch)
+    try:
+        yield seen
+    finally:
+        hook.remove()
