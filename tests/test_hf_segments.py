@@ -135,8 +135,11 @@ def test_the_probe_finds_attention_across_documents(monkeypatch: pytest.MonkeyPa
     model, documents = llama(), [row["input_ids"] for row in ROWS]
     assert isolation_problem(model, documents) == ""
 
-    proper = segments._parts
-    monkeypatch.setattr(segments, "_parts", lambda lengths: proper([sum(lengths)]))
+    class Joined(segments._Segments):
+        def __init__(self, parts: tuple[Any, ...], causal: bool, masks: Any) -> None:
+            super().__init__((segments._Part(0, sum(part.length for part in parts)),), causal, (None,))
+
+    monkeypatch.setattr(segments, "_Segments", Joined)
     assert "logits differ" in isolation_problem(model, documents)
 
 

@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tunekit.errors import StepError
 from tunekit.plugins import StepContext, hf

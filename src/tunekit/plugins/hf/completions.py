@@ -160,14 +160,15 @@ class CompletionModel:
             input_ids=ids[None],
             position_ids=torch.tensor(made.positions, device=device)[None],
             targets=torch.where(asked, ids, IGNORED),
-            lengths=made.extents,
+            lengths=tuple(extent if isinstance(extent, int) else sum(extent) for extent in made.extents),
             target_count=len(made.targets),
+            extents=made.extents,
         )
         inputs, wanted = self._pieces.inputs(piece)
         # In a padded batch the order of the rows, and of the tokens in each, is that of the sequence.
         where = wanted != IGNORED
         with _caught(self._model, hidden) as caught, logits_at(self._model, where) as (arguments, select):
-            with self._pieces.entered(piece.lengths):
+            with self._pieces.entered(piece):
                 outputs = model(**inputs, **arguments)
             logits = select(outputs.logits)
         rank = {position: number for number, position in enumerate(sorted(set(made.asked)))}

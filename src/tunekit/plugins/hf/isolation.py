@@ -139,8 +139,9 @@ def branching_problem(model: Any, rows: Any) -> str:
         input_ids=ids,
         position_ids=torch.tensor([positions], device=device),
         targets=targets,
-        lengths=(lengths,),
+        lengths=(sum(lengths),),
         target_count=len(positions),
+        extents=(lengths,),
     )
     loss = PieceLoss(model, Layout("segments"))
     was_training = model.training

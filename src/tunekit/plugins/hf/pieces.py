@@ -42,8 +42,10 @@ class Piece:
     """(1, tokens)"""
     targets: Any
     """(1, tokens): what is to be predicted at each position; -100: nothing."""
-    lengths: tuple[Extent, ...]
+    lengths: tuple[int, ...]
     target_count: int
+    extents: tuple[Extent, ...] = ()
+    """As ``lengths``, where documents branch; empty: none does."""
 
 
 class PieceLoss:
@@ -60,7 +62,7 @@ class PieceLoss:
         self.layout, self.smoothing, self.whole = layout, smoothing, whole
         self._model = model
         self._enter: Callable[[tuple[Extent, ...]], AbstractContextManager[None]] = _nothing
-        self.lengths: tuple[Extent, ...] = ()
+        self.lengths: tuple[int, ...] = ()
         """Documents of the forward pass that is under way."""
         plain = model.get_base_model() if hasattr(model, "get_base_model") else model
         config = plain.config.get_text_config()
@@ -139,7 +141,7 @@ class PieceLoss:
         inputs, targets = self.inputs(piece)
         where = targets != IGNORED if where is None else where
         self.lengths = piece.lengths
-        with logits_at(self._model, where) as (arguments, select), self.entered(piece.lengths):
+        with logits_at(self._model, where) as (arguments, select), self.entered(piece):
             outputs = model(**inputs, **arguments)
             logits = select(outputs.logits)
         return outputs, logits, targets[where]
@@ -161,9 +163,9 @@ class PieceLoss:
         """Tokens that the model computes for a piece, padding included."""
         return sum(piece.lengths) if self.layout.packs else max(piece.lengths) * len(piece.lengths)
 
-    def entered(self, lengths: tuple[Extent, ...]) -> AbstractContextManager[None]:
-        """The context of a forward pass over documents of these lengths."""
-        return self._enter(lengths)
+    def entered(self, piece: Piece) -> AbstractContextManager[None]:
+        """The context of a forward pass over a piece."""
+        return self._enter(piece.extents or piece.lengths)
 
     def inputs(self, piece: Piece) -> tuple[dict[str, Any], Any]:
         """Keyword arguments of the forward pass over a piece, and its targets in the same layout."""
