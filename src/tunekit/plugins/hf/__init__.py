@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from tunekit.plugins.hf.perplexity import Perplexity as Perplexity
     from tunekit.plugins.hf.perplexity import measure_perplexity as measure_perplexity
     from tunekit.plugins.hf.products import fast_products as fast_products
+    from tunekit.plugins.hf.rewards import RewardScores as RewardScores
+    from tunekit.plugins.hf.rewards import checked_scores as checked_scores
+    from tunekit.plugins.hf.rewards import score as score
     from tunekit.plugins.hf.saving import count_parameters as count_parameters
     from tunekit.plugins.hf.saving import save_model as save_model
     from tunekit.plugins.hf.saving import strip_quantization as strip_quantization
@@ -69,6 +72,7 @@ _WHERE = {
     "tunekit.plugins.hf.loading": ("load_folder",),
     "tunekit.plugins.hf.low_rank": ("fused_low_rank",),
     "tunekit.plugins.hf.products": ("fast_products",),
+    "tunekit.plugins.hf.rewards": ("RewardScores", "checked_scores", "score"),
     "tunekit.plugins.hf.silence": ("quiet",),
     "tunekit.plugins.hf.saving": ("count_parameters", "save_model", "strip_quantization"),
     "tunekit.plugins.hf.token_trainer": ("TokenTrainer",),

@@ -1,0 +1,169 @@
+"""Scores of completions from the rewards of a step, checked and added up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from tunekit.context import BoundReward
+from tunekit.errors import StepError, TunekitError, nearest
+
+__all__ = ["RewardScores", "checked_scores", "score"]
+
+_SHOWN = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardScores:
+    """What the rewards of a step say of some completions."""
+
+    total: list[float]
+    """For each completion, the sum of weight times score over the rewards that gave one."""
+    by_name: dict[str, list[float | None]]
+    """For each reward, its scores as it gave them, before the weight; None: it has nothing to say."""
+
+    def mean(self, name: str) -> float | None:
+        """Mean score of one reward over the completions it scored; None if it scored none."""
+        known = [value for value in self.by_name[name] if value is not None]
+        return sum(known) / len(known) if known else None
+
+
+def score(
+    rewards: Sequence[BoundReward],
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    columns: Mapping[str, Sequence[Any]],
+) -> RewardScores:
+    """Score completions with every reward of a step.
+
+    Args:
+        rewards: ``ctx.rewards``, started.
+        prompts: texts or lists of messages, one for each completion.
+        completions: texts; after a prompt of messages, lists with the assistant's message.
+        columns: further columns of the prompts' rows, one value for each completion; see :class:`Reward`.
+
+    Raises:
+        StepError: if a reward fails, or gives not one finite number or None for each completion, or if no reward has
+            anything to say about a completion. The error names the reward.
+        ValueError: if lengths of the arguments differ, or there is no reward, or two have one name.
+    """
+    if not rewards:
+        raise ValueError("There is no reward to score with.")
+    if len(prompts) != len(completions):
+        raise ValueError(f"{len(prompts)} prompts for {len(completions)} completions.")
+    for column, values in columns.items():
+        if len(values) != len(completions):
+            raise ValueError(f"Column {column} has {len(values)} values for {len(completions)} completions.")
+    names = [reward.name for reward in rewards]
+    if len(set(names)) != len(names):
+        raise ValueError(f"Two rewards have one name: {', '.join(names)}.")
+    by_name = {reward.name: checked_scores(reward, prompts, completions, columns) for reward in rewards}
+    total = []
+    for index, completion in enumerate(completions):
+        parts = [reward.weight * value for reward in rewards if (value := by_name[reward.name][index]) is not None]
+        if not parts:
+            raise StepError(
+                "No reward has anything to say about a completion.",
+                code="no-score",
+                asked=", ".join(names),
+                found=_short(completion),
+                fix="Give one reward that scores every completion, or leave such prompts out of the data.",
+                details={"rewards": names, "completion": index},
+            )
+        total.append(math.fsum(parts))
+    return RewardScores(total=total, by_name=by_name)
+
+
+def checked_scores(
+    reward: BoundReward,
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    columns: Mapping[str, Sequence[Any]],
+) -> list[float | None]:
+    """Scores of one reward, before its weight: one finite number or None for each completion.
+
+    Raises:
+        StepError: if the reward fails or gives something else; see :func:`score`.
+    """
+    where = f"Reward {reward.name}" + (f" ({reward.label})" if reward.label and reward.label != reward.name else "")
+    details = {"reward": reward.name}
+    try:
+        given = reward.reward(prompts, completions, **columns)
+    except TunekitError:
+        raise
+    except KeyError as problem:
+        missing = str(problem.args[0]) if problem.args else ""
+        raise StepError(
+            f"{where} asked for a column that the rows do not have.",
+            code="reward-column",
+            asked=missing,
+            found=", ".join(columns) or "no columns",
+            suggestions=nearest(missing, columns),
+            fix="Put the column into the prompts' rows, or name the right one in the options of the reward.",
+            details=details,
+        ) from problem
+    except Exception as problem:
+        raise StepError(
+            f"{where} failed: {type(problem).__name__}: {problem}",
+            code="reward-failed",
+            fix="Mend the reward; it is called as reward(prompts, completions, **columns).",
+            details=details,
+        ) from problem
+    # Arrays and tensors of one dimension are taken as lists of numbers.
+    if hasattr(given, "tolist"):
+        given = given.tolist()
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+        raise StepError(
+            f"{where} gave no list of scores.",
+            code="reward-scores",
+            asked=f"a list of {len(completions)} numbers",
+            found=type(given).__name__,
+            fix="Give one number for each completion, or None where there is nothing to say.",
+            details=details,
+        )
+    if len(given) != len(completions):
+        raise StepError(
+            f"{where} gave {len(given)} scores for {len(completions)} completions.",
+            code="reward-scores",
+            fix="Give one number for each completion, or None where there is nothing to say.",
+            details=details,
+        )
+    return [_number(value, where, completion, details) for value, completion in zip(given, completions, strict=True)]
+
+
+def _number(value: Any, where: str, completion: Any, details: dict[str, Any]) -> float | None:
+    if value is None:
+        return None
+    if hasattr(value, "item"):
+        try:
+            value = value.item()
+        except (ValueError, RuntimeError):
+            pass
+    if not isinstance(value, Real):
+        raise StepError(
+            f"{where} gave something that is no number.",
+            code="reward-scores",
+            asked="a number or None",
+            found=f"{type(value).__name__} for {_short(completion)}",
+            fix="Give one number for each completion, or None where there is nothing to say.",
+            details=details,
+        )
+    number = float(value)
+    if not math.isfinite(number):
+        raise StepError(
+            f"{where} gave a score that is not finite.",
+            code="reward-not-finite",
+            asked="a finite number or None",
+            found=f"{number} for {_short(completion)}",
+            fix="Give None where there is nothing to say, and a finite number otherwise.",
+            details=details,
+        )
+    return number
+
+
+def _short(completion: Any) -> str:
+    text = completion if isinstance(completion, str) else str(completion)
+    return repr(text[:_SHOWN] + ("..." if len(text) > _SHOWN else ""))
