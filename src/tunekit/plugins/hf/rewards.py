@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -138,10 +139,8 @@ def _number(value: Any, where: str, completion: Any, details: dict[str, Any]) ->
     if value is None:
         return None
     if hasattr(value, "item"):
-        try:
+        with contextlib.suppress(ValueError, RuntimeError):
             value = value.item()
-        except (ValueError, RuntimeError):
-            pass
     if not isinstance(value, Real):
         raise StepError(
             f"{where} gave something that is no number.",
