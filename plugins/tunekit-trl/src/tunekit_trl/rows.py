@@ -15,11 +15,11 @@ from datasets import Dataset
 from tunekit.data import Dataset as Data
 from tunekit.errors import DataError
 from tunekit.plugins import LabelTotals, StepContext, hf
-from tunekit_trl.encoding import SKIPPABLE, Encoder, Example, Pair, encoder_from
+from tunekit_trl.encoding import SKIPPABLE, Encoder, Example, encoder_from
 
-__all__ = ["DataFacts", "encoder_for", "held_out_rows", "pair_rows", "sft_rows"]
+__all__ = ["DataFacts", "encode_rows", "encoder_for", "held_out_rows", "pair_rows", "sft_rows"]
 
-T = TypeVar("T", Example, Pair)
+T = TypeVar("T")
 
 
 class _Place(NamedTuple):
@@ -268,7 +268,7 @@ def pair_rows(ctx: StepContext, encoder: Encoder) -> tuple[Dataset, DataFacts]:
     _schema(ctx)
     facts = DataFacts(encoder.template, encoder.max_length, "chosen and rejected")
     assert ctx.data is not None
-    made = _encode(ctx, ctx.data, facts, encoder.pairs)
+    made = encode_rows(ctx, ctx.data, facts, encoder.pairs)
     for pair in made:
         answers = len(pair.chosen_ids) + len(pair.rejected_ids)
         longest = len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
@@ -293,9 +293,11 @@ def _schema(ctx: StepContext) -> str:
     return ctx.data.schema
 
 
-def _encode(
+def encode_rows(
     ctx: StepContext, data: Data, facts: DataFacts, encode: Callable[[list[dict[str, Any]]], list[T | DataError]]
 ) -> list[T]:
+    """What ``encode`` makes of the rows of ``data``, in order; rows left out are counted in ``facts``. Raises as
+    :func:`sft_rows` does."""
     skip = getattr(ctx.options, "on_bad_row", "error") == "skip"
     made: list[T] = []
     number = 0

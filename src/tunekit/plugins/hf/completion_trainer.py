@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -148,6 +150,22 @@ class CompletionTrainer(Trainer):
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
         )
+
+    def planned_steps(self) -> Iterator[list[int]]:
+        """Row numbers of each optimizer step of this process that something is learned from, from the first step to
+        the last, in the order that :meth:`Objective.totals` is given them: for what a loss needs to know beforehand."""
+        each = self.args.gradient_accumulation_steps
+        epochs = copy.copy(self._batches)
+        steps = -(-len(epochs) // each)
+        left = self.args.max_steps if self.args.max_steps > 0 else math.ceil(self.args.num_train_epochs * steps)
+        epoch = 0
+        while left > 0:
+            epochs.set_epoch(epoch)
+            batches = list(epochs)
+            for begin in range(0, min(steps, left) * each, each):
+                yield [number for batch in batches[begin : begin + each] for number in batch if number >= 0]
+            left -= steps
+            epoch += 1
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
