@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from tunekit.plugins.hf.rewards import RewardScores as RewardScores
     from tunekit.plugins.hf.rewards import checked_scores as checked_scores
     from tunekit.plugins.hf.rewards import score as score
+    from tunekit.plugins.hf.sampling import Sampled as Sampled
+    from tunekit.plugins.hf.sampling import prompt_ids as prompt_ids
+    from tunekit.plugins.hf.sampling import sample as sample
     from tunekit.plugins.hf.saving import count_parameters as count_parameters
     from tunekit.plugins.hf.saving import save_model as save_model
     from tunekit.plugins.hf.saving import strip_quantization as strip_quantization
@@ -74,6 +77,7 @@ _WHERE = {
     "tunekit.plugins.hf.products": ("fast_products",),
     "tunekit.plugins.hf.rewards": ("RewardScores", "checked_scores", "score"),
     "tunekit.plugins.hf.silence": ("quiet",),
+    "tunekit.plugins.hf.sampling": ("Sampled", "prompt_ids", "sample"),
     "tunekit.plugins.hf.saving": ("count_parameters", "save_model", "strip_quantization"),
     "tunekit.plugins.hf.token_trainer": ("TokenTrainer",),
     "tunekit.storage": ("storage_errors",),
