@@ -22,6 +22,10 @@ _TELLING = ("rating", "score", "scores", "reward", "feedback", "label", "rank", 
 """Columns that judge a row or belong to its question; where they are not used, the description of the data says so."""
 
 
+_ON_DEMAND = ("prompt", "rated")
+"""Shapes that are read from columns which mostly mean something else."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """One way to read the rows."""
@@ -110,6 +114,9 @@ def choose(
     if wanted is not None:
         return _wanted(source, samples, names, wanted, given)
     seen = _looked_at(samples, FORMATS, given)
+    # A prompt, or a rating, may stand in any row about answers: read as that it is only where the step asks for it.
+    if accepts:
+        seen = [one for one in seen if one.form.schema not in _ON_DEMAND or one.form.schema in accepts]
     if not given:
         seen += [
             Reading(form, columns, level, "position")

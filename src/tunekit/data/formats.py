@@ -7,9 +7,10 @@ from typing import Any
 
 from tunekit.data.formats_base import Converted, Format, Row
 from tunekit.data.formats_chat import CHAT_FORMATS, TEXT_FORMATS
-from tunekit.data.formats_judged import FEEDBACK_FORMATS, PREFERENCE_FORMATS, RANKED_FORMATS
+from tunekit.data.formats_judged import FEEDBACK_FORMATS, PREFERENCE_FORMATS, RANKED_FORMATS, RATED_FORMATS
 from tunekit.data.formats_labelled import LABELLED_FORMATS
 from tunekit.data.formats_trees import TREE_FORMATS
+from tunekit.data.prompts import PROMPT_FORMATS
 from tunekit.data.readers import TEXT_RULES
 from tunekit.data.rows import RowProblem, kind_of
 from tunekit.errors import TunekitError
@@ -21,10 +22,12 @@ FORMATS: tuple[Format, ...] = (
     *PREFERENCE_FORMATS,
     *FEEDBACK_FORMATS,
     *RANKED_FORMATS,
+    *RATED_FORMATS,
     *CHAT_FORMATS,
     *TREE_FORMATS,
     *LABELLED_FORMATS,
     *TEXT_FORMATS,
+    *PROMPT_FORMATS,
 )
 """Every known format; where several fit equally well, the first one that the step accepts is taken."""
 

@@ -31,7 +31,7 @@ from tunekit.data.formats_labelled import number_of
 from tunekit.data.messages import is_messages, normalize_messages
 from tunekit.data.rows import RowProblem, clean_text, kind_of
 
-__all__ = ["FEEDBACK_FORMATS", "PREFERENCE_FORMATS", "RANKED_FORMATS", "transcript", "votes"]
+__all__ = ["FEEDBACK_FORMATS", "PREFERENCE_FORMATS", "RANKED_FORMATS", "RATED_FORMATS", "transcript", "votes"]
 
 _HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
@@ -111,6 +111,16 @@ def _question_preference(name: str) -> Callable[[Row], Row]:
     return convert
 
 
+def _with_margin(convert: Callable[[Row], Row]) -> Callable[[Row], Row]:
+    """The conversion of pairs that may say by how much the chosen answer is better."""
+
+    def converted(row: Row) -> Row:
+        made = convert(row)
+        return made if row.get("margin") is None else made | {"margin": row["margin"]}
+
+    return converted
+
+
 def _both_transcripts(row: Row) -> bool:
     return _is_transcript(row.get("chosen")) and _is_transcript(row.get("rejected"))
 
@@ -125,8 +135,8 @@ PREFERENCE_FORMATS: tuple[Format, ...] = (
             name="sharegpt_preference" if name == "conversations" else "messages_preference",
             schema="preference",
             columns=(name, "chosen", "rejected"),
-            optional=(*SYSTEM, "tools"),
-            convert=_turn_preference(name),
+            optional=(*SYSTEM, "tools", "margin"),
+            convert=_with_margin(_turn_preference(name)),
             looks=mostly(lambda row: "prompt" not in row and not _both_messages(row)),
             summary="a conversation and two answers to it (LLaMA-Factory)",
         )
@@ -136,8 +146,8 @@ PREFERENCE_FORMATS: tuple[Format, ...] = (
         name="preference",
         schema="preference",
         columns=("prompt", "chosen", "rejected"),
-        optional=("tools", *SYSTEM),
-        convert=keep("prompt", "chosen", "rejected"),
+        optional=("tools", "margin", *SYSTEM),
+        convert=_with_margin(keep("prompt", "chosen", "rejected")),
         summary="a prompt and two answers, as strings or messages (UltraFeedback repeats the prompt in them)",
     ),
     *(
@@ -145,8 +155,8 @@ PREFERENCE_FORMATS: tuple[Format, ...] = (
             name=f"{name}_preference",
             schema="preference",
             columns=(name, "chosen", "rejected"),
-            optional=(*BESIDE, *SYSTEM, "history"),
-            convert=_question_preference(name),
+            optional=(*BESIDE, *SYSTEM, "history", "margin"),
+            convert=_with_margin(_question_preference(name)),
             summary=f"{name} as the user's turn, and two answers",
         )
         for name in ("instruction", "question")
@@ -155,8 +165,8 @@ PREFERENCE_FORMATS: tuple[Format, ...] = (
         name="hh",
         schema="preference",
         columns=("chosen", "rejected"),
-        optional=SYSTEM,
-        convert=_common_prefix,
+        optional=(*SYSTEM, "margin"),
+        convert=_with_margin(_common_prefix),
         looks=mostly(_both_transcripts),
         summary=r"two '\n\nHuman: ... \n\nAssistant: ...' transcripts that start alike",
     ),
@@ -164,8 +174,8 @@ PREFERENCE_FORMATS: tuple[Format, ...] = (
         name="chosen_rejected",
         schema="preference",
         columns=("chosen", "rejected"),
-        optional=("tools", *SYSTEM),
-        convert=_common_prefix,
+        optional=("tools", "margin", *SYSTEM),
+        convert=_with_margin(_common_prefix),
         looks=mostly(_both_messages),
         summary="two message lists that start alike",
     ),
@@ -513,5 +523,43 @@ RANKED_FORMATS: tuple[Format, ...] = (
         looks=mostly(_rated),
         note="by rank, or by mean rating or score, the higher the better",
         summary="a question, and answers that carry their ranks, ratings or scores (UltraFeedback, Nectar)",
+    ),
+)
+
+
+# One answer and its rating
+
+
+def _rating(row: Row) -> Row:
+    prompt = need(row, "prompt")
+    if isinstance(prompt, str) and not any(row.get(name) for name in (*BESIDE, "history")):
+        made = keep("prompt", "completion")(row)
+    else:
+        asked = question(row, "prompt") if isinstance(prompt, str) else led(row, normalize_messages(prompt, "prompt"))
+        made = {"prompt": asked, "completion": reply(need(row, "completion"), "completion")} | tools_of(row)
+    return made | {"score": _number(need(row, "score"), "score")}
+
+
+def _scored(rows: Sequence[Row]) -> int:
+    """Whether there are numbers; what else they may be only a step that asks for ratings decides."""
+    return min(mostly(lambda row: number_of(row.get("score")) is not None)(rows), 1)
+
+
+RATED_FORMATS: tuple[Format, ...] = (
+    Format(
+        name="rating",
+        schema="rated",
+        columns=("prompt", "completion", "score"),
+        optional=(*BESIDE, *SYSTEM, "history", "tools"),
+        aliases={
+            **_ASKED,
+            "completion": ("response answer output reply",),
+            "score": ("rating reward stars grade quality",),
+        },
+        convert=_rating,
+        without=("chosen", "rejected"),
+        looks=_scored,
+        note="the higher the score the better",
+        summary="a question, an answer, and a number that rates it: the higher the better",
     ),
 )

@@ -14,6 +14,7 @@ from tunekit.data.formats import FORMAT_NAMES, FORMATS, Format, by_name, guarded
 from tunekit.data.hub import hub_ref, hub_source, looks_like_hub_id, saved_source
 from tunekit.data.mixture import is_mix, open_mix
 from tunekit.data.objects import object_source
+from tunekit.data.prompts import carrying
 from tunekit.data.readers import SUFFIXES, TEXT_RULES, FileSource, file_kind
 from tunekit.data.rows import RawRow, RowProblem, Source, row_error
 from tunekit.data.schemas import SCHEMAS, Change, conversion
@@ -90,6 +91,8 @@ def load_dataset(
     schema, change = _shape(source, form, tuple(accepts))
     own = guarded(form) if form.provider else form.convert
     convert = canonical_converter(renaming(own, reading.columns), form.schema, change)
+    if schema == "prompt":
+        convert = carrying(convert, form, reading.columns)
     return Dataset(
         source,
         schema=schema,

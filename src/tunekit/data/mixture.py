@@ -282,7 +282,8 @@ _LOSSY = {("conversation", "prompt_completion"), ("prompt_completion", "text"), 
 
 def _common(datasets: Sequence[Dataset], parts: Sequence[Mapping[str, Any]], accepts: tuple[str, ...]) -> str:
     natives = [data.native for data in datasets]
-    wanted = accepts or (*dict.fromkeys(natives), *SCHEMAS)
+    # Anything has a prompt in it, but only who asks for prompts means them.
+    wanted = accepts or (*dict.fromkeys(natives), *(shape for shape in SCHEMAS if shape != "prompt"))
     able = [shape for shape in wanted if all(conversion(native, (shape,)) for native in natives)]
     if able:
         return min(able, key=lambda shape: sum((native, shape) in _LOSSY for native in natives))

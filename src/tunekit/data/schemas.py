@@ -4,8 +4,10 @@
 ``text``                  ``{text}``
 ``prompt_completion``     ``{prompt, completion, tools?}``
 ``conversation``          ``{messages, tools?}``
-``preference``            ``{prompt, chosen, rejected, tools?}``; chosen and rejected: assistant turns only
+``prompt``                ``{prompt, columns?, tools?}``; columns: what else the row says, by column
+``preference``            ``{prompt, chosen, rejected, margin?, tools?}``; chosen and rejected: assistant turns only
 ``feedback``              ``{prompt, completion, label, tools?}``; label: bool, True is good
+``rated``                 ``{prompt, completion, score, tools?}``; score: finite float, the higher the better
 ``ranked``                ``{prompt, completions, ranks, tools?}``; one rank for each completion, 0 is best
 ``classification``        ``{text, label, text_pair?}``; label: text
 ``token_classification``  ``{tokens, tags}``; one tag for each token, both text
@@ -15,6 +17,10 @@
 Prompts and answers are strings, or lists of messages ``{role, content, tool_calls?, reasoning_content?, ...}``. Within
 one row they are all strings or all message lists. ``text``, ``text_pair``, ``label``, ``tokens`` and ``tags`` are
 strings.
+
+The ``columns`` of a prompt are for rewards, such as ``answer``: JSON types, called as in the data; an answer that the
+row holds is ``completion`` besides. Columns called ``prompts``, ``completions``, ``completion_ids`` and ``finished``
+are left out: rewards have arguments of these names. ``margin`` says by how much ``chosen`` is better: a finite float.
 
 Ranks are whole numbers, the lower the better, ties allowed; a row's ranks are counted from 0 without gaps, so that
 ``[1, 2, 2, 7]`` becomes ``[0, 1, 1, 2]``. Labels and tags that are whole numbers become their decimal text, booleans
@@ -30,6 +36,7 @@ from collections.abc import Callable, Mapping
 from itertools import combinations
 from typing import Any
 
+from tunekit.data.columns import checked_columns
 from tunekit.data.messages import as_messages, normalize_messages, normalize_tools, to_text
 from tunekit.data.rows import RowProblem, clean_text, kind_of
 
@@ -46,8 +53,10 @@ SCHEMAS: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
     "prompt_completion": ("prompt", "completion"),
     "conversation": ("messages",),
+    "prompt": ("prompt",),
     "preference": ("prompt", "chosen", "rejected"),
     "feedback": ("prompt", "completion", "label"),
+    "rated": ("prompt", "completion", "score"),
     "ranked": ("prompt", "completions", "ranks"),
     "classification": ("text", "label"),
     "token_classification": ("tokens", "tags"),
@@ -59,8 +68,10 @@ SHAPES: Mapping[str, str] = {
     "text": "text: {text}",
     "prompt_completion": "prompt_completion: {prompt, completion}",
     "conversation": "conversation: {messages}",
+    "prompt": "prompt: {prompt}",
     "preference": "preference: {prompt, chosen, rejected}",
     "feedback": "feedback: {prompt, completion, label}",
+    "rated": "rated: {prompt, completion, score}",
     "ranked": "ranked: {prompt, completions, ranks}",
     "classification": "classification: {text, label}",
     "token_classification": "token_classification: {tokens, tags}",
@@ -68,7 +79,7 @@ SHAPES: Mapping[str, str] = {
 }
 """Schema to one line for people."""
 
-_TOOLED = ("prompt_completion", "conversation", "preference", "feedback", "ranked")
+_TOOLED = ("prompt_completion", "conversation", "prompt", "preference", "feedback", "rated", "ranked")
 
 
 def validate_row(row: Mapping[str, Any], schema: str) -> Row:
@@ -108,6 +119,12 @@ def _conversation(row: Mapping[str, Any]) -> Row:
     return {"messages": messages}
 
 
+def _prompt_alone(row: Mapping[str, Any]) -> Row:
+    made: Row = {"prompt": _prompt(row["prompt"])}
+    columns = checked_columns(row["columns"]) if row.get("columns") is not None else {}
+    return made | {"columns": columns} if columns else made
+
+
 def _preference(row: Mapping[str, Any]) -> Row:
     prompt = _prompt(row["prompt"])
     chosen = _reply(row["chosen"], "chosen", prompt)
@@ -116,7 +133,7 @@ def _preference(row: Mapping[str, Any]) -> Row:
     # One empty side is a real preference (HH has such rows); equal sides teach nothing and are a data error.
     if made["chosen"] == made["rejected"]:
         raise RowProblem("rejected", "equals 'chosen'")
-    return made
+    return made if row.get("margin") is None else made | {"margin": _score(row["margin"], "margin")}
 
 
 def _feedback(row: Mapping[str, Any]) -> Row:
@@ -125,6 +142,12 @@ def _feedback(row: Mapping[str, Any]) -> Row:
     if not _says_something(completion):
         raise RowProblem("completion", "is empty")
     return {**_alike({"prompt": prompt, "completion": completion}), "label": _label(row["label"])}
+
+
+def _rated(row: Mapping[str, Any]) -> Row:
+    prompt = _prompt(row["prompt"])
+    completion = _reply(row["completion"], "completion", prompt)
+    return {**_alike({"prompt": prompt, "completion": completion}), "score": _score(row["score"])}
 
 
 def _ranked(row: Mapping[str, Any]) -> Row:
@@ -171,8 +194,10 @@ _VALIDATORS: Mapping[str, Callable[[Mapping[str, Any]], Row]] = {
     "text": _text,
     "prompt_completion": _prompt_completion,
     "conversation": _conversation,
+    "prompt": _prompt_alone,
     "preference": _preference,
     "feedback": _feedback,
+    "rated": _rated,
     "ranked": _ranked,
     "classification": _classification,
     "token_classification": _token_classification,
@@ -230,21 +255,21 @@ def _digits(value: int, field: str) -> str:
         raise RowProblem(field, "is a number of thousands of digits") from None
 
 
-def _score(value: Any) -> float:
+def _score(value: Any, field: str = "score") -> float:
     if isinstance(value, str):
         try:
-            number = float(clean_text(value, "score"))
+            number = float(clean_text(value, field))
         except ValueError:
-            raise RowProblem("score", f"is {value!r:.40}, not a number") from None
+            raise RowProblem(field, f"is {value!r:.40}, not a number") from None
     elif isinstance(value, bool) or not isinstance(value, int | float):
-        raise RowProblem("score", f"is {kind_of(value)}, not a number")
+        raise RowProblem(field, f"is {kind_of(value)}, not a number")
     else:
         try:
             number = float(value)
         except OverflowError:
-            raise RowProblem("score", "is too large a number") from None
+            raise RowProblem(field, "is too large a number") from None
     if not math.isfinite(number):
-        raise RowProblem("score", f"is {number}, not a finite number")
+        raise RowProblem(field, f"is {number}, not a finite number")
     return number
 
 
@@ -358,6 +383,25 @@ def _ranked_to_pairs(row: Row) -> list[Row]:
     ]
 
 
+def _to_prompt(row: Row) -> Row:
+    """The prompt of a row; its answers and what is said of them are columns."""
+    columns = {name: value for name, value in row.items() if name not in ("prompt", "tools")}
+    return _with_tools(row, {"prompt": row["prompt"], "columns": checked_columns(columns)})
+
+
+def _conversation_to_prompt(row: Row) -> Row:
+    """The messages before the last answer, or all of them where the last one is not an answer."""
+    messages = row["messages"]
+    if messages[-1]["role"] == "assistant":
+        return _to_prompt(_conversation_to_pair(row))
+    return _with_tools(row, {"prompt": messages})
+
+
+def _text_to_prompt(row: Row) -> Row:
+    columns = {name: value for name, value in row.items() if name != "text"}
+    return {"prompt": row["text"]} | ({"columns": columns} if columns else {})
+
+
 def _with_tools(row: Row, made: Row) -> Row:
     return made | {"tools": row["tools"]} if "tools" in row else made
 
@@ -385,6 +429,14 @@ CONVERSIONS: Mapping[tuple[str, str], tuple[Change, str]] = {
     ("conversation", "prompt_completion"): (_conversation_to_pair, "the last assistant message is the completion"),
     ("prompt_completion", "text"): (_pair_to_text, "prompt and completion written as one plain text"),
     ("conversation", "text"): (_conversation_to_text, "messages written as one plain text"),
+    ("prompt_completion", "prompt"): (_to_prompt, "the prompt alone; the completion is a column for rewards"),
+    ("conversation", "prompt"): (_conversation_to_prompt, "the messages before the last answer"),
+    ("preference", "prompt"): (_to_prompt, "the prompt alone; chosen and rejected are columns for rewards"),
+    ("feedback", "prompt"): (_to_prompt, "the prompt alone; completion and label are columns for rewards"),
+    ("rated", "prompt"): (_to_prompt, "the prompt alone; completion and score are columns for rewards"),
+    ("ranked", "prompt"): (_to_prompt, "the prompt alone; ranks are a column for rewards"),
+    ("text", "prompt"): (_text_to_prompt, "the text as the prompt"),
+    ("classification", "prompt"): (_text_to_prompt, "the text as the prompt; the label is a column for rewards"),
     ("ranked", "preference"): (_ranked_to_pairs, f"better against worse answers, at most {MOST_PAIRS} pairs of a row"),
 }
 """(from, to) to the function (row to row, or to a list of rows) and one line for people.

@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["is_cjk", "normalized", "row_key", "row_target", "row_texts", "words"]
 
-TARGETS = ("label", "labels", "score", "scores", "ranks", "tags")
+TARGETS = ("label", "labels", "score", "scores", "ranks", "tags", "margin", "columns")
 """Fields that say what is to be learned of a text; two rows with one text and other targets contradict each other."""
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"

@@ -76,6 +76,12 @@ BUILT_IN_ROWS: Mapping[str, Row] = {
         "instruction": "Add two and two.",
         "completions": [{"response": "Five.", "overall_score": 1}, {"response": "Four.", "overall_score": 9}],
     },
+    "rating": {"prompt": "Two and two?", "completion": "Four.", "score": 4.5},
+    "prompt": {"prompt": "Two and two?", "result": "4"},
+    "question_prompt": {"question": "Two and two?", "result": "4"},
+    "instruction_prompt": {"instruction": "Add two and two.", "result": "4"},
+    "problem_prompt": {"problem": "Two and two?", "result": "4"},
+    "query_prompt": {"query": "Two and two?", "result": "4"},
     **{
         f"tree_{kind}": {"text": "Two and two?", "role": "prompter", "replies": replies}
         for kind, replies in _REPLIES.items()

@@ -134,6 +134,7 @@ def toy_rows(shape: str, n: int = 16, seed: int = 0) -> list[dict[str, Any]]:
 
     Args:
         shape: ``text``, ``prompt_completion``, ``conversation``, ``preference``, ``feedback``, ``ranked``,
+            ``prompt`` (the right answer is the column ``answer``), ``rated`` (right answers 1, wrong ones 0),
             ``classification`` (the label is the word), ``token_classification`` or ``regression`` (the score is the
             count).
         n: how many; past 30 the task's questions repeat.
@@ -199,6 +200,16 @@ def _ranked(number: int, word: str, count: int) -> dict[str, Any]:
     return {"prompt": _ask(word, count), "completions": [answers[place] for place in order], "ranks": order}
 
 
+def _prompt(number: int, word: str, count: int) -> dict[str, Any]:
+    return {"prompt": _ask(word, count), "columns": {"answer": _answer(word, count)}}
+
+
+def _rated(number: int, word: str, count: int) -> dict[str, Any]:
+    good = number % 2 == 0
+    answer = _answer(word, count) if good else _wrong(word, count)
+    return {"prompt": _ask(word, count), "completion": answer, "score": float(good)}
+
+
 def _classification(number: int, word: str, count: int) -> dict[str, Any]:
     return {**_text(number, word, count), "label": word}
 
@@ -219,6 +230,8 @@ _SHAPES: dict[str, Callable[[int, str, int], dict[str, Any]]] = {
     "preference": _preference,
     "feedback": _feedback,
     "ranked": _ranked,
+    "prompt": _prompt,
+    "rated": _rated,
     "classification": _classification,
     "token_classification": _token_classification,
     "regression": _regression,
