@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,9 @@ from tunekit.errors import DataError, RunCancelled, StepError
 from tunekit.plugins import LoadedModel
 from tunekit_peft.adapter import LoraAdapter
 from tunekit_peft.options import LoraOptions
-from tunekit_trl import dpo
+from tunekit_trl import dpo, reference
 from tunekit_trl.encoding import Encoder
 from tunekit_trl.options import DpoOptions, SftOptions
-from tunekit_trl.rows import pair_rows
 from tunekit_trl.sft import SftTrainer
 
 _spec = importlib.util.spec_from_file_location("trl_driver", Path(__file__).with_name("trl_driver.py"))
@@ -103,14 +103,14 @@ def test_losses_equal_those_of_trl(lora: LoraOptions | None, tmp_path: Path) -> 
         for row in driver.PREFERENCES
     ]
     model = driver.tiny_model()
-    reference = None
+    frozen = None
     if lora is None:
-        reference = copy.deepcopy(model)
+        frozen = copy.deepcopy(model)
     else:
         model = LoraAdapter(lora).attach(model, seed=7)
     trainer = DPOTrainer(
         model,
-        ref_model=reference,
+        ref_model=frozen,
         args=DPOConfig(
             output_dir=str(tmp_path / "trl"),
             use_cpu=True,
@@ -136,81 +136,6 @@ def test_losses_equal_those_of_trl(lora: LoraOptions | None, tmp_path: Path) -> 
     for key in ("rewards/margins", "rewards/chosen", "logps/rejected", "grad_norm"):
         assert values(events, key) == pytest.approx([row[key] for row in history], abs=2e-4)
     assert artifact.metrics["rewards/accuracies"] == history[-1]["rewards/accuracies"]
-
-
-def formula(
-    loss_type: str, chosen: torch.Tensor, rejected: torch.Tensor, lengths: tuple[int, int], beta: float, smooth: float
-) -> torch.Tensor:
-    """Loss of one pair from its log-ratios against the reference, as the papers give it; float64."""
-    margin = beta * (chosen - rejected)
-    if loss_type == "sigmoid":  # Rafailov et al. 2023, eq. 7
-        return -torch.log(torch.sigmoid(margin))
-    if loss_type == "hinge":  # Zhao et al. 2023, on log-ratios
-        return torch.clamp(1 - margin, min=0)
-    if loss_type == "ipo":  # Azar et al. 2023, eq. 17, averaged over tokens
-        return (chosen / lengths[0] - rejected / lengths[1] - 1 / (2 * beta)) ** 2
-    if loss_type == "robust":  # Chowdhury et al. 2024, eq. 12
-        return (-(1 - smooth) * torch.log(torch.sigmoid(margin)) + smooth * torch.log(torch.sigmoid(-margin))) / (
-            1 - 2 * smooth
-        )
-    if loss_type == "exo_pair":  # Ji et al. 2024, eq. 16
-        p = torch.sigmoid(margin)
-        return p * (torch.log(p) - math.log(1 - smooth)) + (1 - p) * (torch.log(1 - p) - math.log(smooth))
-    if loss_type == "apo_zero":  # D'Oosterlinck et al. 2024, eq. 7
-        return 1 - torch.sigmoid(beta * chosen) + torch.sigmoid(beta * rejected)
-    assert loss_type == "apo_down"  # ibid., eq. 8
-    return torch.sigmoid(beta * chosen) + 1 - torch.sigmoid(margin)
-
-
-@pytest.mark.parametrize(
-    ("loss_type", "smooth"),
-    [
-        ("sigmoid", 0.0),
-        ("hinge", 0.0),
-        ("ipo", 0.0),
-        ("robust", 0.1),
-        ("exo_pair", 1e-3),
-        ("apo_zero", 0.0),
-        ("apo_down", 0.0),
-    ],
-)
-def test_loss_and_gradient_equal_the_formula_in_float64(loss_type: str, smooth: float, tmp_path: Path) -> None:
-    """One batch of pairs of different lengths, with a policy that has moved away from the reference."""
-    model, other = driver.tiny_model(), driver.tiny_model(seed=1)
-    options = DpoOptions(loss_type=loss_type, label_smoothing=smooth, beta=0.3, batch_size=6)
-    tokenizer = driver.byte_tokenizer()
-    ctx = driver.context(
-        "align", tmp_path, LoadedModel(model=model, tokenizer=tokenizer), driver.PREFERENCES[:6], options
-    )
-    rows, _ = pair_rows(ctx, Encoder(tokenizer, 256))
-    trainer = dpo._trainer(ctx, model, tokenizer, rows)
-    with torch.no_grad():
-        for parameter, away in zip(model.parameters(), other.parameters(), strict=True):
-            parameter.lerp_(away, 0.3)
-    trainer.state.global_step = 1
-    model.train()
-    loss = trainer.compute_loss(model, trainer.data_collator(list(trainer.train_dataset)))
-    loss.backward()
-
-    exact, start = copy.deepcopy(model).double(), driver.tiny_model().double()
-    exact.zero_grad()
-    vars(exact).pop("forward", None)
-    total = torch.zeros((), dtype=torch.float64)
-    for row in rows:
-        ratios, lengths = [], []
-        for side in ("chosen", "rejected"):
-            policy = answer_logps(exact, row, side)
-            with torch.no_grad():
-                reference = answer_logps(start, row, side).sum()
-            ratios.append(policy.sum() - reference)
-            lengths.append(len(policy))
-        total = total + formula(loss_type, ratios[0], ratios[1], (lengths[0], lengths[1]), 0.3, smooth)
-    expected = total / len(rows)
-    expected.backward()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
-    assert abs(expected.item() - LN2) > 1e-3
-    for ours, theirs in zip(model.parameters(), exact.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_learns_the_preference_and_says_what_it_did(tmp_path: Path) -> None:
@@ -267,7 +192,9 @@ def test_reference_after_sft_through_an_adapter_is_the_merged_model(tmp_path: Pa
     _, events, _ = run(tmp_path / "dpo", model=kept.model, lora=LORA)
     assert events.losses[0] == pytest.approx(LN2, abs=1e-6)
 
-    written = json.loads((tmp_path / "dpo" / dpo.REFERENCE_FILE).read_text())
+    (file,) = (tmp_path / "dpo" / "reference").iterdir()
+    both = json.loads(file.read_text())
+    written = {"chosen": both[::2], "rejected": both[1::2]}
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "sft" / "model").double()
     rows = encoded(driver.PREFERENCES)
     with torch.no_grad():
@@ -279,10 +206,8 @@ def test_reference_after_sft_through_an_adapter_is_the_merged_model(tmp_path: Pa
 
 
 def test_another_model_as_reference_is_caught(tmp_path: Path) -> None:
-    _, _, ctx = run(tmp_path / "base", max_steps=1, learning_rate=1e-9)
-    (tmp_path / "sabotage").mkdir()
-    (tmp_path / "sabotage" / dpo.REFERENCE_FILE).write_bytes((tmp_path / "base" / dpo.REFERENCE_FILE).read_bytes())
-    del ctx
+    run(tmp_path / "base", max_steps=1, learning_rate=1e-9)
+    shutil.copytree(tmp_path / "base" / "reference", tmp_path / "sabotage" / "reference")
     with pytest.raises(StepError) as caught:
         run(tmp_path / "sabotage", model=driver.tiny_model(seed=5))
     assert caught.value.code == "reference-mismatch"
@@ -299,7 +224,8 @@ def test_reference_of_other_rows_is_not_used(tmp_path: Path) -> None:
     assert events.losses[0] == pytest.approx(LN2, abs=1e-6)
 
 
-def test_cancel_during_the_reference(tmp_path: Path) -> None:
+def test_cancel_during_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "_AT_A_TIME", 4)
     cancel = CancelToken()
 
     class Stop(driver.Events):  # type: ignore[misc]
@@ -310,7 +236,7 @@ def test_cancel_during_the_reference(tmp_path: Path) -> None:
 
     with pytest.raises(RunCancelled, match="in the reference"):
         run(tmp_path / "a", cancel=cancel, events=Stop())
-    assert not (tmp_path / "a" / dpo.REFERENCE_FILE).exists()
+    assert not (tmp_path / "a" / "reference").exists()
 
 
 def test_pairs_that_teach_nothing_are_errors(tmp_path: Path) -> None:
@@ -332,22 +258,25 @@ def test_pairs_that_teach_nothing_are_errors(tmp_path: Path) -> None:
 def test_options() -> None:
     assert DpoOptions().resolve(adapter=None).learning_rate == 1e-6
     assert DpoOptions().resolve(adapter="lora").learning_rate == 5e-6
-    sizes = [
-        (made.batch_size, made.gradient_accumulation)
-        for made in (
-            DpoOptions().resolve(adapter=None),
-            DpoOptions().resolve(adapter=None).resolve(adapter=None),
-            DpoOptions(batch_size=4).resolve(adapter=None),
-            DpoOptions(gradient_accumulation=2).resolve(adapter=None),
-        )
-    ]
-    assert sizes == [(2, 4), (2, 4), (4, 1), (2, 2)]
-    for wrong in (
-        {"beta": 0.0},
-        {"label_smoothing": 0.1},
-        {"loss_type": "exo_pair"},
-        {"loss_type": "simpo"},
-        {"loss_type": "robust", "label_smoothing": 0.5},
+    assert DpoOptions(loss_type=["sigmoid", "sft"], loss_weights=[0.8, 2.0]).losses() == {"sigmoid": 0.8, "sft": 2.0}
+    assert DpoOptions(loss_type=["sigmoid", "sft"]).losses() == {"sigmoid": 1.0, "sft": 1.0}
+    for said, wrong in (
+        ("greater than 0", {"beta": 0.0}),
+        ("belongs to robust and exo_pair", {"label_smoothing": 0.1}),
+        ("needs label_smoothing above 0", {"loss_type": "exo_pair"}),
+        ('align\\(method="simpo"\\)', {"loss_type": "simpo"}),
+        ('align\\(method="kto"\\)', {"loss_type": "kto_pair"}),
+        ("sorts the pairs of a batch", {"loss_type": ["aot"]}),
+        ("less than 0.5", {"loss_type": "robust", "label_smoothing": 0.5}),
+        ("takes a list", {"loss_weights": [1.0]}),
+        ("1 numbers for 2 losses", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}),
+        ("numbers above 0", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.0]}),
+        ("names a loss twice", {"loss_type": ["sigmoid", "sigmoid"]}),
+        ("that is sft", {"loss_type": "sft"}),
+        ("names no loss", {"loss_type": []}),
+        ("belongs to discopop", {"discopop_tau": 0.1}),
+        ("no effect on apo_zero", {"loss_type": "apo_zero", "f_divergence": "forward_kl"}),
+        ("f_alpha has no effect", {"f_alpha": 0.3}),
     ):
-        with pytest.raises(ValidationError):
+        with pytest.raises(ValidationError, match=said):
             DpoOptions.model_validate(wrong)

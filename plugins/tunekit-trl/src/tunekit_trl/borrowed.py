@@ -76,8 +76,9 @@ def dropout_rates(model: Any) -> set[float]:
 
 @contextmanager
 def dropout_off(model: Any) -> Iterator[None]:
-    """Set the dropout that modules apply by a function to zero, as in the attention of Llama; TRL knows layers only."""
+    """Set all dropout to zero: layers, and what modules apply by a function, as in the attention of Llama."""
     found = _functional_dropout(model)
+    found += [(module, "p", module.p) for module in model.modules() if isinstance(module, torch.nn.Dropout)]
     try:
         for module, name, _ in found:
             setattr(module, name, 0.0)

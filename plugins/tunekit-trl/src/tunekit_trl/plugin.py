@@ -21,7 +21,7 @@ _INSTALL = "pip install tunekit-trl"
 
 @hookimpl
 def tunekit_trainers() -> Iterable[TrainerSpec]:
-    """Supervised fine-tuning, and direct preference optimisation."""
+    """Supervised fine-tuning, and preference optimisation."""
     return [
         TrainerSpec(
             name="sft",
@@ -40,6 +40,39 @@ def tunekit_trainers() -> Iterable[TrainerSpec]:
             target="tunekit_trl.dpo:DpoTrainer",
             options="tunekit_trl.options:DpoOptions",
             summary="Direct preference optimisation (Rafailov et al. 2023) on chosen and rejected answers",
+            data=("preference",),
+            preview="tunekit_trl.preview:dpo",
+            requires=_REQUIRES,
+            install=_INSTALL,
+        ),
+        TrainerSpec(
+            name="cpo",
+            stage="align",
+            target="tunekit_trl.dpo:CpoTrainer",
+            options="tunekit_trl.pair_options:CpoOptions",
+            summary="Contrastive preference optimisation (Xu et al. 2024): chosen and rejected answers, no reference model",
+            data=("preference",),
+            preview="tunekit_trl.preview:dpo",
+            requires=_REQUIRES,
+            install=_INSTALL,
+        ),
+        TrainerSpec(
+            name="simpo",
+            stage="align",
+            target="tunekit_trl.dpo:SimpoTrainer",
+            options="tunekit_trl.pair_options:SimpoOptions",
+            summary="Simple preference optimisation (Meng et al. 2024): mean log-probabilities and a margin, no reference model",
+            data=("preference",),
+            preview="tunekit_trl.preview:dpo",
+            requires=_REQUIRES,
+            install=_INSTALL,
+        ),
+        TrainerSpec(
+            name="orpo",
+            stage="align",
+            target="tunekit_trl.dpo:OrpoTrainer",
+            options="tunekit_trl.pair_options:OrpoOptions",
+            summary="Odds ratio preference optimisation (Hong et al. 2024): fine-tuning and preference in one, no reference model",
             data=("preference",),
             preview="tunekit_trl.preview:dpo",
             requires=_REQUIRES,

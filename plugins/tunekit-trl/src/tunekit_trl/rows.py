@@ -10,11 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from datasets import Dataset
-
 from tunekit.data import Dataset as Data
 from tunekit.errors import DataError
 from tunekit.plugins import LabelTotals, StepContext, hf
+from tunekit_trl.completion_rows import CompletionRows
 from tunekit_trl.encoding import SKIPPABLE, Encoder, Example, encoder_from
 
 __all__ = ["DataFacts", "encode_rows", "encoder_for", "held_out_rows", "pair_rows", "sft_rows"]
@@ -263,28 +262,27 @@ def _token_row(example: Example, schema: str) -> hf.TokenRow:
     return hf.TokenRow(example.input_ids, example.labels, counts)
 
 
-def pair_rows(ctx: StepContext, encoder: Encoder) -> tuple[Dataset, DataFacts]:
-    """Columns ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``. Raises as :func:`sft_rows` does."""
+def pair_rows(ctx: StepContext, encoder: Encoder, data: Data | None = None) -> tuple[CompletionRows, DataFacts]:
+    """Columns ``prompt_ids``, ``chosen_ids`` and ``rejected_ids`` of the rows of ``data``, else of the step's.
+
+    Raises:
+        DataError: as :func:`sft_rows` does, but for what ``DataFacts.totals`` knows.
+    """
     _schema(ctx)
     facts = DataFacts(encoder.template, encoder.max_length, "chosen and rejected")
-    assert ctx.data is not None
-    made = encode_rows(ctx, ctx.data, facts, encoder.pairs)
-    for pair in made:
+    data = ctx.data if data is None else data
+    assert data is not None
+    rows = CompletionRows(("chosen", "rejected"))
+    appended = encoder.appended_stops
+    for pair in encode_rows(ctx, data, facts, encoder.pairs):
         answers = len(pair.chosen_ids) + len(pair.rejected_ids)
         longest = len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
         facts.count(2 * len(pair.prompt_ids) + answers, answers, longest, pair.cut, pair.boundary)
         for answer, cut, stopped in zip((pair.chosen_ids, pair.rejected_ids), pair.cuts, pair.stopped, strict=True):
             facts.totals.add(tokens=len(pair.prompt_ids) + len(answer), trained=len(answer), cut=cut, stopped=stopped)
-    facts.appended_stops = encoder.appended_stops
-    facts.totals.raise_if_harmful()
-    facts.tell(ctx)
-    return Dataset.from_dict(
-        {
-            "prompt_ids": [p.prompt_ids for p in made],
-            "chosen_ids": [p.chosen_ids for p in made],
-            "rejected_ids": [p.rejected_ids for p in made],
-        }
-    ), facts
+        rows.add(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
+    facts.appended_stops = encoder.appended_stops - appended
+    return rows, facts
 
 
 def _schema(ctx: StepContext) -> str:
