@@ -275,3 +275,17 @@ def test_a_gate_on_what_was_not_measured_says_what_was() -> None:
     assert missed == {"a/b:letters": None}
     error = gate_error("evaluate", minimum, missed, "folder", {"a/b": score})
     assert "did not measure" in error.message and "measured were a/b" in error.fix and "lower min" not in error.fix
+
+
+def test_a_gate_on_what_was_not_scored_is_not_met() -> None:
+    """A split without public answers has the value 0, which no minimum may take for a score."""
+    from tunekit._gates import below, gate_error
+    from tunekit.artifacts import Score
+
+    score = Score(
+        benchmark="ceval", metric="unscored: no answers", value=0.0, stderr=0.0, ci_low=0.0, ci_high=0.0, n=9,
+        source="x", protocol={"scored": False},
+    )  # fmt: skip
+    missed = below({"ceval": 0.0}, {"ceval": score})
+    assert missed == {"ceval": score}
+    assert "ceval was not scored (unscored: no answers)" in gate_error("evaluate", {"ceval": 0.0}, missed, "f").found

@@ -336,3 +336,11 @@ def test_reports_are_well_formed_escaped_and_say_the_numbers(tmp_path: Path) -> 
     assert "var(" not in found.to_svg()
     text = found.to_markdown()
     assert "+0.5000" in text and "<script" not in text
+
+
+def test_what_was_not_scored_cannot_be_compared(tmp_path: Path) -> None:
+    a = score(tmp_path, "a", right("1100"))
+    b = score(tmp_path, "b", right("1100"), protocol={"scored": False})
+    with pytest.raises(DataError, match="was not scored") as caught:
+        compare_scores(a, b)
+    assert caught.value.code == "not-comparable"

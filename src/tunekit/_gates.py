@@ -22,9 +22,14 @@ def below(minimum: Mapping[str, float], scores: Mapping[str, Score]) -> dict[str
     found: dict[str, Score | None] = {}
     for name, least in minimum.items():
         score = scores.get(name) or _asked_alike(name, scores)
-        if score is None or not score.meets(least):
+        if score is None or _unscored(score) or not score.meets(least):
             found[name] = score
     return found
+
+
+def _unscored(score: Score) -> bool:
+    """Whether the answers were collected, but nobody here knows the right ones."""
+    return score.protocol.get("scored") is False
 
 
 def _asked_alike(name: str, scores: Mapping[str, Score]) -> Score | None:
@@ -50,6 +55,8 @@ def gate_error(
         found.append(
             f"{name} was not measured"
             if score is None
+            else f"{name} was not scored ({score.metric})"
+            if _unscored(score)
             else f"{name} {score.metric} {score.value:.4f} (95% CI {score.ci_low:.3f} to {score.ci_high:.3f})"
         )
     kept = f"scores, rows and report are kept in {folder}; a lower min=... is judged without measuring again"

@@ -261,6 +261,14 @@ def compare_scores(a: Score, b: Score, *, prompts: str = "same", name: str = "")
 
 
 def _comparable(a: Score, b: Score, prompts: str) -> None:
+    unscored = [score for score in (a, b) if score.protocol.get("scored") is False]
+    if unscored:
+        raise DataError(
+            f"{unscored[0].benchmark} was not scored, so there is nothing to compare.",
+            code="not-comparable",
+            found=unscored[0].metric,
+            fix="measure a split whose right answers are public",
+        )
     for what, left, right in (
         ("benchmarks", a.benchmark, b.benchmark),
         ("metrics", a.metric, b.metric),
