@@ -1,0 +1,102 @@
+"""The component behind ``align(method="ppo")``."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+from typing import Any
+
+from tunekit.errors import StepError
+from tunekit.plugins import Artifact, StepContext, hf
+from tunekit_ppo.actor_critic import ActorCritic, dropout_off, dropout_rates, separate_critic
+from tunekit_ppo.prompts import prompts_of
+from tunekit_ppo.trainer import PpoTrainer
+
+__all__ = ["PpoComponent"]
+
+_PROBES = 4
+
+
+class PpoComponent:
+    """Proximal policy optimisation."""
+
+    def run(self, ctx: StepContext) -> Artifact:
+        """Write, score and learn; save, and prove the merge of an adapter.
+
+        Raises:
+            DataError: for no prompt, or one that cannot be used.
+            StepError: for no reward, a reward that fails, a loss that is not finite, or a merge that is wrong.
+            RunCancelled: after a cancel; a resumable checkpoint is left.
+        """
+        if not ctx.rewards:
+            raise StepError(
+                "PPO has no reward to learn from.",
+                code="no-reward",
+                fix="put a reward step before this one, or pass reward=...",
+            )
+        loaded = ctx.model()
+        tokenizer = loaded.tokenizer
+        prompts = prompts_of(ctx, tokenizer, hf.model_facts(loaded.model))
+        critic, head = separate_critic(ctx, loaded.model) if ctx.options.critic == "separate" else (None, None)
+        reference = None
+        if ctx.adapter is None:
+            reference = copy.deepcopy(loaded.model).eval().requires_grad_(False)
+            policy = loaded.model
+        else:
+            policy = ctx.adapter.attach(loaded.model, seed=ctx.seed)
+            critic = critic if critic is None else ctx.adapter.attach(critic, seed=ctx.seed + 1)
+        model = ActorCritic(policy, critic, head).to(next(policy.parameters()).device)
+        _tell_dropout(ctx, model)
+        with dropout_off(model.bodies()), contextlib.ExitStack() as stack:
+            stack.enter_context(hf.quiet())
+            trainer = PpoTrainer(ctx, model, tokenizer, prompts, reference)
+            outcome = hf.train(ctx, trainer)
+            said = trainer.rollouts
+            details = {
+                "reference": "the step's input model" + (", adapter off" if ctx.adapter else ""),
+                "rewards": {bound.name: bound.weight for bound in ctx.rewards},
+                "rollouts": len(said),
+                "completions": len(said) * ctx.options.rollout_size,
+                "prompts": len(prompts),
+                "skipped_updates": trainer.skipped,
+                "ended_early": trainer.ended,
+                "kl_coef": trainer.kl.coefficient,
+            }
+            probes = _probes(trainer)
+            del trainer, model, critic, reference
+            gc.collect()
+        return hf.finish(ctx, policy, tokenizer, outcome=outcome, probes=probes, details=details, metrics=_course(said))
+
+
+def _probes(trainer: PpoTrainer) -> list[list[int]]:
+    rollout = trainer.rollout
+    if rollout is None:
+        return []
+    pairs = list(zip(rollout.prompts, rollout.completions, strict=True))[:_PROBES]
+    return [[*trainer.prompts[number].ids, *made] for number, made in pairs]
+
+
+def _course(rollouts: list[dict[str, float]]) -> dict[str, Any]:
+    """How the rollouts went, from the first to the last."""
+    if not rollouts:
+        return {}
+    names = ("reward", "kl", "completion_length", "finished", "explained_variance", "entropy")
+    course: dict[str, Any] = {name: rollouts[-1][name] for name in names}
+    course |= {
+        "reward_first": rollouts[0]["reward"],
+        "reward_std_first": rollouts[0]["reward_std"],
+        "reward_best": max(rollout["reward"] for rollout in rollouts),
+        "kl_max": max(rollout["kl"] for rollout in rollouts),
+    }
+    return course
+
+
+def _tell_dropout(ctx: StepContext, model: ActorCritic) -> None:
+    rates = dropout_rates(model)
+    if rates:
+        ctx.notice(
+            "dropout-off",
+            f"PPO runs without dropout; the rates {', '.join(f'{p:g}' for p in sorted(rates))} of model or adapter are "
+            "not applied in this step.",
+        )
