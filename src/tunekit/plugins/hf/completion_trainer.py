@@ -84,6 +84,9 @@ class CompletionTrainer(Trainer):
         validation: held-out rows; None: none. Measured is the same loss, as ``eval_loss``, and what the objective
             measures, with the prefix ``eval_``.
         callbacks: further callbacks.
+        puts: what puts groups to the model, made as ``puts(model, groups, whole=...)``. With a
+            :class:`tunekit.plugins.hf.score_model.ScoreModel` the objective is given scores in place of
+            log-probabilities, and cannot ask.
     """
 
     control: Any
@@ -98,6 +101,7 @@ class CompletionTrainer(Trainer):
         validation: Any = None,
         *,
         callbacks: Sequence[TrainerCallback] = (),
+        puts: Callable[..., Any] = CompletionModel,
     ) -> None:
         arguments = training_arguments(TrainingArguments, ctx, ctx.options, remove_unused_columns=False)
         if arguments.n_gpu > 1:
@@ -115,7 +119,7 @@ class CompletionTrainer(Trainer):
         self._ctx, self.objective = ctx, objective
         groups = [objective.group(rows[number]) for number in range(min(8, len(rows)))]
         whole = bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        self.completions = CompletionModel(model, groups, whole=whole)
+        self.completions = puts(model, groups, whole=whole)
         lengths = np.array([objective.group(rows[number]).tokens for number in range(len(rows))], dtype=np.int64)
         self._batches = BatchPlan(
             lengths,
@@ -224,11 +228,12 @@ class CompletionTrainer(Trainer):
                 counts = rows[0].get("counts", True)
                 # A distributed model averages gradients over the processes.
                 self.accelerator.backward(made.loss * (self.args.world_size if counts else 0.0))
+            # All processes log the same names, also one whose rows do not count.
+            for name, (summed, count) in made.measured.items():
+                before = self._sums.get(name, (0.0, 0.0))
+                self._sums[name] = (before[0] + summed, before[1] + count) if counts else before
             if counts:
                 total += made.loss.detach()
-                for name, (summed, count) in made.measured.items():
-                    before = self._sums.get(name, (0.0, 0.0))
-                    self._sums[name] = (before[0] + summed, before[1] + count)
                 self.tokens_seen += sum(len(c) for row in rows for c in self.objective.group(row).completions)
         return total
 
