@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tunekit.plugins import TrainerSpec, hookimpl
+from tunekit.plugins import RewardSpec, TrainerSpec, hookimpl
 
 api_version = 1
 
@@ -35,6 +35,18 @@ def tunekit_trainers() -> Iterable[TrainerSpec]:
             install=_INSTALL,
         ),
         TrainerSpec(
+            name="reward",
+            stage="reward",
+            target="tunekit_trl.reward:RewardTrainer",
+            options="tunekit_trl.reward_options:RewardOptions",
+            summary="Reward model on pairs (Bradley-Terry), ranked lists, ratings or thumbs",
+            data=("preference", "ranked", "rated", "feedback", "regression"),
+            preview="tunekit_trl.reward_preview:reward",
+            scored_by="reward-model",
+            requires=_REQUIRES,
+            install=_INSTALL,
+        ),
+        TrainerSpec(
             name="dpo",
             stage="align",
             target="tunekit_trl.dpo:DpoTrainer",
@@ -50,7 +62,7 @@ def tunekit_trainers() -> Iterable[TrainerSpec]:
             stage="align",
             target="tunekit_trl.dpo:CpoTrainer",
             options="tunekit_trl.pair_options:CpoOptions",
-            summary="Contrastive preference optimisation (Xu et al. 2024): chosen and rejected answers, no reference model",
+            summary="Contrastive preference optimisation (Xu et al. 2024) on pairs, without a reference model",
             data=("preference",),
             preview="tunekit_trl.preview:dpo",
             requires=_REQUIRES,
@@ -61,7 +73,7 @@ def tunekit_trainers() -> Iterable[TrainerSpec]:
             stage="align",
             target="tunekit_trl.dpo:SimpoTrainer",
             options="tunekit_trl.pair_options:SimpoOptions",
-            summary="Simple preference optimisation (Meng et al. 2024): mean log-probabilities and a margin, no reference model",
+            summary="Simple preference optimisation (Meng et al. 2024) on pairs, without a reference model",
             data=("preference",),
             preview="tunekit_trl.preview:dpo",
             requires=_REQUIRES,
@@ -72,9 +84,82 @@ def tunekit_trainers() -> Iterable[TrainerSpec]:
             stage="align",
             target="tunekit_trl.dpo:OrpoTrainer",
             options="tunekit_trl.pair_options:OrpoOptions",
-            summary="Odds ratio preference optimisation (Hong et al. 2024): fine-tuning and preference in one, no reference model",
+            summary="Odds ratio preference optimisation (Hong et al. 2024): fine-tuning and preference in one",
             data=("preference",),
             preview="tunekit_trl.preview:dpo",
+            requires=_REQUIRES,
+            install=_INSTALL,
+        ),
+        TrainerSpec(
+            name="kto",
+            stage="align",
+            target="tunekit_trl.unpaired:KtoTrainer",
+            options="tunekit_trl.unpaired_options:KtoOptions",
+            summary="Kahneman-Tversky optimisation (Ethayarajh et al. 2024) on single answers judged good or bad",
+            data=("feedback",),
+            preview="tunekit_trl.preview:unpaired",
+            requires=_REQUIRES,
+            install=_INSTALL,
+        ),
+        TrainerSpec(
+            name="bco",
+            stage="align",
+            target="tunekit_trl.unpaired:BcoTrainer",
+            options="tunekit_trl.unpaired_options:BcoOptions",
+            summary="Binary classifier optimisation (Jung et al. 2024) on single answers judged good or bad",
+            data=("feedback",),
+            preview="tunekit_trl.preview:unpaired",
+            requires=_REQUIRES,
+            install=_INSTALL,
+        ),
+        TrainerSpec(
+            name="grpo",
+            stage="align",
+            target="tunekit_trl.online:GrpoTrainer",
+            options="tunekit_trl.online_options:GrpoOptions",
+            summary="Group relative policy optimisation (Shao et al. 2024) on prompts, by rewards",
+            data=("prompt",),
+            rewards="required",
+            preview="tunekit_trl.prompt_preview:online",
+            requires=_REQUIRES,
+            install=_INSTALL,
+        ),
+        TrainerSpec(
+            name="rloo",
+            stage="align",
+            target="tunekit_trl.online:RlooTrainer",
+            options="tunekit_trl.online_options:RlooOptions",
+            summary="REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024) on prompts, by rewards",
+            data=("prompt",),
+            rewards="required",
+            preview="tunekit_trl.prompt_preview:online",
+            requires=_REQUIRES,
+            install=_INSTALL,
+        ),
+        TrainerSpec(
+            name="online-dpo",
+            stage="align",
+            target="tunekit_trl.online:OnlineDpoTrainer",
+            options="tunekit_trl.online_options:OnlineDpoOptions",
+            summary="Online direct preference optimisation (Guo et al. 2024) on prompts: pairs by rewards",
+            data=("prompt",),
+            rewards="required",
+            preview="tunekit_trl.prompt_preview:online",
+            requires=_REQUIRES,
+            install=_INSTALL,
+        ),
+    ]
+
+
+@hookimpl
+def tunekit_rewards() -> Iterable[RewardSpec]:
+    """What completions are scored with."""
+    return [
+        RewardSpec(
+            name="reward-model",
+            target="tunekit_trl.reward_model:RewardModel",
+            options="tunekit_trl.reward_options:RewardModelOptions",
+            summary="The score of a reward model: a reward step's, or any sequence-classification model",
             requires=_REQUIRES,
             install=_INSTALL,
         ),

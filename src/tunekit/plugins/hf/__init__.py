@@ -45,12 +45,21 @@ if TYPE_CHECKING:
     from tunekit.plugins.hf.rewards import RewardScores as RewardScores
     from tunekit.plugins.hf.rewards import checked_scores as checked_scores
     from tunekit.plugins.hf.rewards import score as score
+    from tunekit.plugins.hf.samples import Samples as Samples
+    from tunekit.plugins.hf.samples import compare_samples as compare_samples
+    from tunekit.plugins.hf.samples import draw_samples as draw_samples
+    from tunekit.plugins.hf.samples import fixed_prompts as fixed_prompts
+    from tunekit.plugins.hf.samples import kl_between as kl_between
+    from tunekit.plugins.hf.samples import prompt_row as prompt_row
+    from tunekit.plugins.hf.samples import start_samples as start_samples
+    from tunekit.plugins.hf.samples import win_rate as win_rate
     from tunekit.plugins.hf.sampling import Sampled as Sampled
     from tunekit.plugins.hf.sampling import prompt_ids as prompt_ids
     from tunekit.plugins.hf.sampling import sample as sample
     from tunekit.plugins.hf.saving import count_parameters as count_parameters
     from tunekit.plugins.hf.saving import save_model as save_model
     from tunekit.plugins.hf.saving import strip_quantization as strip_quantization
+    from tunekit.plugins.hf.score_model import ScoreModel as ScoreModel
     from tunekit.plugins.hf.silence import quiet as quiet
     from tunekit.plugins.hf.throughput import flops_per_token as flops_per_token
     from tunekit.plugins.hf.throughput import measured_peak as measured_peak
@@ -76,7 +85,18 @@ _WHERE = {
     "tunekit.plugins.hf.low_rank": ("fused_low_rank",),
     "tunekit.plugins.hf.products": ("fast_products",),
     "tunekit.plugins.hf.rewards": ("RewardScores", "checked_scores", "score"),
+    "tunekit.plugins.hf.score_model": ("ScoreModel",),
     "tunekit.plugins.hf.silence": ("quiet",),
+    "tunekit.plugins.hf.samples": (
+        "Samples",
+        "compare_samples",
+        "draw_samples",
+        "fixed_prompts",
+        "kl_between",
+        "prompt_row",
+        "start_samples",
+        "win_rate",
+    ),
     "tunekit.plugins.hf.sampling": ("Sampled", "prompt_ids", "sample"),
     "tunekit.plugins.hf.saving": ("count_parameters", "save_model", "strip_quantization"),
     "tunekit.plugins.hf.token_trainer": ("TokenTrainer",),
