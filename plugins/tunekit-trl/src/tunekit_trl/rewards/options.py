@@ -1,0 +1,97 @@
+"""Options of the rewards. Pydantic."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from tunekit.plugins import Options
+
+__all__ = ["ExactMatchOptions", "FormatOptions", "LengthOptions"]
+
+
+class ExactMatchOptions(Options):
+    """1 for a completion that comes to the right answer, 0 otherwise.
+
+    Answers that are numbers are compared as numbers, whatever their form; others as texts without spaces and case.
+    """
+
+    answer: str = "answer"
+    """Column with the right answer, or with a worked solution that ends in it; a list: any of them is right. A row
+    without one (None) is not scored."""
+    extract: Literal["auto", "gsm8k", "boxed", "last-number", "text"] = "auto"
+    """Where the answer of a completion stands: ``boxed``: the last ``\\boxed{}``; ``gsm8k``: behind the last ``####``;
+    ``last-number``; ``text``: all of it; ``auto``: the first of these that is there, but ``text``, and what follows
+    "answer is"."""
+    tolerance: float = Field(default=0.0, ge=0, lt=1)
+    """Largest difference of numbers, as a share of the right one."""
+    right: float = 1.0
+    """Score of a right answer."""
+    wrong: float = 0.0
+    """Score of a wrong answer, or none."""
+
+    @model_validator(mode="after")
+    def _right_is_better(self) -> Self:
+        if self.right <= self.wrong:
+            raise ValueError(f"right={self.right:g} must be above wrong={self.wrong:g}")
+        return self
+
+
+class FormatOptions(Options):
+    """1 for a completion that has the wanted form, 0 otherwise."""
+
+    pattern: str = r"<think>.*?</think>\s*<answer>.*?</answer>\s*"
+    """Regular expression (Python's ``re``; a dot matches line breaks). The default is the form of DeepSeek-R1
+    (arXiv:2501.12948): thoughts, then the answer."""
+    match: Literal["full", "start", "search"] = "full"
+    """``full``: the whole completion, but for spaces around it, is of this form; ``start``: its beginning; ``search``:
+    some part of it."""
+    right: float = 1.0
+    """Score of the wanted form."""
+    wrong: float = 0.0
+    """Score of any other."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value, re.DOTALL)
+        except re.error as problem:
+            raise ValueError(f"is no regular expression: {problem}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _right_is_better(self) -> Self:
+        if self.right <= self.wrong:
+            raise ValueError(f"right={self.right:g} must be above wrong={self.wrong:g}")
+        return self
+
+
+class LengthOptions(Options):
+    """0 for a completion of a good length, falling to -1 the longer (or shorter) it is.
+
+    With ``max`` alone this is the soft punishment of overlong completions of DAPO (arXiv:2503.14476, equation 13): 0 up
+    to ``max - buffer``, then falling in a straight line to -1 at ``max``. With ``target`` it is minus the difference to
+    it as a share of ``target``, at least -1 (after L1, arXiv:2503.04697).
+    """
+
+    unit: Literal["tokens", "characters", "words"] = "tokens"
+    """What is counted. Tokens are those the model wrote, with the one that ended the completion."""
+    target: int | None = Field(default=None, ge=1)
+    """The wanted length."""
+    max: int | None = Field(default=None, ge=1)
+    """Longest good length, with ``buffer`` before it."""
+    buffer: int = Field(default=0, ge=0)
+    """Length over which the punishment grows before ``max``; 0: all at once behind ``max``."""
+
+    @model_validator(mode="after")
+    def _one_aim(self) -> Self:
+        if (self.target is None) == (self.max is None):
+            raise ValueError("takes either target (the wanted length) or max (the longest good one)")
+        if self.target is not None and self.buffer:
+            raise ValueError("buffer has no effect with target; it belongs to max")
+        if self.max is not None and self.buffer > self.max:
+            raise ValueError(f"buffer={self.buffer} is longer than max={self.max}")
+        return self

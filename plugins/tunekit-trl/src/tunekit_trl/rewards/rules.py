@@ -1,0 +1,113 @@
+"""Rewards that check completions by rule."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from tunekit.errors import StepError
+from tunekit_trl.rewards.numbers import final_answer, same_answer
+from tunekit_trl.rewards.options import ExactMatchOptions, FormatOptions, LengthOptions
+from tunekit_trl.rewards.texts import column_values, completion_text
+
+__all__ = ["ExactMatch", "Format", "Length"]
+
+
+class ExactMatch:
+    """The reward ``exact-match``; see :class:`tunekit_trl.rewards.options.ExactMatchOptions`."""
+
+    def __init__(self, options: ExactMatchOptions) -> None:
+        self.options = options
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
+    ) -> list[float | None]:
+        """One score for each completion; None where the row has no answer.
+
+        Raises:
+            StepError: if the rows have no such column.
+        """
+        answers = column_values(columns, self.options.answer, "exact-match", "answer")
+        return [self._score(completion_text(made), right) for made, right in zip(completions, answers, strict=True)]
+
+    def _score(self, completion: str, right: Any) -> float | None:
+        rights = right if isinstance(right, list | tuple) else [right]
+        wanted = [self._wanted(one) for one in rights if one is not None]
+        if not wanted:
+            return None
+        given = final_answer(completion, self.options.extract)
+        good = given is not None and any(same_answer(given, one, self.options.tolerance) for one in wanted)
+        return self.options.right if good else self.options.wrong
+
+    def _wanted(self, right: Any) -> str:
+        """The answer of a column, of which worked solutions give only the last part."""
+        if not isinstance(right, str):
+            return str(right)
+        extract = self.options.extract
+        if "####" in right:
+            return final_answer(right, "gsm8k") or right
+        if "\\boxed" in right or "\\fbox" in right:
+            return final_answer(right, "boxed") or right
+        if extract == "last-number":
+            return final_answer(right, extract) or right
+        return right
+
+
+class Format:
+    """The reward ``format``; see :class:`tunekit_trl.rewards.options.FormatOptions`."""
+
+    def __init__(self, options: FormatOptions) -> None:
+        self.options = options
+        expression = re.compile(options.pattern, re.DOTALL)
+        self._matches = {"full": expression.fullmatch, "start": expression.match, "search": expression.search}[
+            options.match
+        ]
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
+    ) -> list[float | None]:
+        """One score for each completion."""
+        good = [self._matches(completion_text(made).strip()) is not None for made in completions]
+        return [self.options.right if one else self.options.wrong for one in good]
+
+
+class Length:
+    """The reward ``length``; see :class:`tunekit_trl.rewards.options.LengthOptions`."""
+
+    def __init__(self, options: LengthOptions) -> None:
+        self.options = options
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
+    ) -> list[float | None]:
+        """One score for each completion, from -1 to 0.
+
+        Raises:
+            StepError: if tokens are to be counted and nobody says which there are.
+        """
+        return [self._score(length) for length in self._lengths(completions, columns)]
+
+    def _lengths(self, completions: Sequence[Any], columns: dict[str, Sequence[Any]]) -> list[int]:
+        if self.options.unit == "tokens":
+            if "completion_ids" not in columns:
+                raise StepError(
+                    "The reward length counts tokens, and the completions come without any.",
+                    code="reward-column",
+                    asked="completion_ids",
+                    fix='reward={"name": "length", "unit": "words"} counts words',
+                    details={"reward": "length"},
+                )
+            return [len(ids) for ids in columns["completion_ids"]]
+        texts = [completion_text(made) for made in completions]
+        return [len(text) if self.options.unit == "characters" else len(text.split()) for text in texts]
+
+    def _score(self, length: int) -> float:
+        options = self.options
+        if options.target is not None:
+            return -min(1.0, abs(length - options.target) / options.target)
+        assert options.max is not None
+        if length > options.max:
+            return -1.0
+        begin = options.max - options.buffer
+        return 0.0 if length <= begin else (begin - length) / options.buffer
