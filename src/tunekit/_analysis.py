@@ -17,6 +17,7 @@ from tunekit.plan import (
     ComponentRef,
     Plan,
     ResolvedAdapter,
+    ResolvedReward,
     StepPlan,
 )
 from tunekit.plugins.protocols import Finding
@@ -44,6 +45,11 @@ class StepAnalysis:
     data: Any = None
     embedded: list[str] = field(default_factory=list)
     benchmarks: list[Entry] = field(default_factory=list)
+    rewards: list[ResolvedReward] = field(default_factory=list)
+    reward_entries: list[Entry] = field(default_factory=list)
+    """The components of ``rewards``; callables have none."""
+    reason: str = ""
+    """Why this component, where the data chose it."""
 
     @property
     def name(self) -> str:
@@ -59,6 +65,11 @@ class StepAnalysis:
         if self.kind in STEP_KINDS:
             return self.kind in MODEL_KINDS
         return not isinstance(self.entry.spec, StepSpec) or self.entry.spec.makes == "model" if self.entry else True
+
+    @property
+    def makes_policy(self) -> bool:
+        """Whether it makes a model that writes: neither a reward model nor one made of one."""
+        return self.makes_model and not any(step.kind == "reward" for step in (self, *self.lineage()))
 
     @property
     def trains(self) -> bool:

@@ -240,7 +240,10 @@ class Builder:
         name: str | None = None,
         **options: Any,
     ) -> Self:
-        """Train a reward model on pairs of a better and a worse answer.
+        """Train a reward model on pairs of a better and a worse answer, on ranked answers, or on ratings.
+
+        It is a side branch: later ``align`` steps score with it, and every step after it goes on from the model before
+        it, unless ``input=`` names the reward model.
 
         Args:
             data: path, data set name, rows, or an object in memory. Default: embedded pairs, with a notice.
@@ -280,7 +283,10 @@ class Builder:
         self,
         data: Any = UNSET,
         *,
+        prompts: Any = UNSET,
         method: str | None = None,
+        reward: Any = UNSET,
+        rounds: int = UNSET,
         beta: float = UNSET,
         limit: int | None = UNSET,
         epochs: float = UNSET,
@@ -294,12 +300,20 @@ class Builder:
         name: str | None = None,
         **options: Any,
     ) -> Self:
-        """Align a model with preferences. The reference model is the step's input model.
+        """Align a model with preferences, or with a reward. The reference model is the step's input model.
 
         Args:
-            data: pairs of a chosen and a rejected answer: path, data set name, rows, or an object in memory. Default:
-                embedded pairs, with a notice.
-            method: ``"dpo"`` (default), or another that a plugin provides; ``"dist/name"`` names the plugin as well.
+            data: pairs of a chosen and a rejected answer, or what else the method learns from: path, data set name,
+                rows, or an object in memory. Default: embedded rows, with a notice.
+            prompts: another name for ``data``, for methods that learn from what the model writes itself; also a list
+                of texts or of message lists.
+            method: ``"dpo"`` (default, unless the data know better), or another that a plugin provides;
+                ``"dist/name"`` names the plugin as well.
+            reward: what scores the completions, for methods that need it: the name of a reward step before this one,
+                the name of a reward (``"exact-match"``), a function ``(prompts, completions, **columns)``, a mapping
+                with options (``{"name": "reward-model", "model": "folder/", "weight": 0.5}``), a list of these, or a
+                mapping from names to weights. Default: the model of the nearest reward step before.
+            rounds: how often to generate, score and update, for methods that go in rounds.
             beta: how strongly the model is held to its reference.
             limit: use the first rows only.
             epochs: passes over the data.
@@ -321,6 +335,9 @@ class Builder:
             name=name,
             options={
                 "data": data,
+                "prompts": prompts,
+                "reward": reward,
+                "rounds": rounds,
                 "beta": beta,
                 "limit": limit,
                 "epochs": epochs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from tunekit.plan import STEP_KINDS, AdapterPlan, FrozenDict, Plan, StepPlan, fr
 __all__ = ["adapter_text", "chain_text"]
 
 WIDTH = 96
+
+_IN_MEMORY = re.compile(r"'object:(\w+)-[0-9a-f-]+'")
 
 
 def chain_text(plan: Plan) -> str:
@@ -81,7 +84,7 @@ def _literal(value: Any) -> str:
     if isinstance(value, str) and value.startswith("object:"):
         return f"<{value.removeprefix('object:').partition('-')[0]}>"
     plain = thaw(value)
-    text = repr(plain)
+    text = _IN_MEMORY.sub(r"<\1>", repr(plain))
     if len(text) > 200 and isinstance(plain, list):
         return f"[... {len(plain)} items]"
     return text

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunekit import storage
 from tunekit._work import Work
-from tunekit.errors import ArtifactError, StepError
+from tunekit.errors import ArtifactError, StepError, nearest
 from tunekit.plan import TRAINING_KINDS, ResolvedPlan
 from tunekit.plugins.protocols import LoadedModel, ModelSource
 from tunekit.session import Session
@@ -125,6 +125,33 @@ class Models:
         base = self.base()
         return Path(base.ref).expanduser().absolute() if base.kind == "folder" else None
 
+    def of_step(self, name: str, work: Sequence[Work]) -> LoadedModel:
+        """The model of a finished step, read from disk anew.
+
+        Raises:
+            ArtifactError: if there is no such step, it has not run yet or made no model, or its files were changed.
+        """
+        source = next((item for item in work if item.name == name), None)
+        path = None
+        if source is not None and source.folder is not None and source.artifact is not None:
+            card = source.artifact.model
+            path = source.folder / card.path if card is not None else None
+        if source is None or path is None or source.artifact is None or source.artifact.model is None:
+            made = [item.name for item in work if item.artifact is not None and item.artifact.model is not None]
+            raise ArtifactError(
+                f"There is no model of a step {name!r}" + (", which has made none yet." if source is not None else "."),
+                code="no-step-model",
+                asked=f"step:{name}",
+                found=f"steps with a model: {', '.join(made) or 'none'}",
+                suggestions=nearest(name, made),
+                fix="name an earlier step that makes a model",
+            )
+        expected = source.artifact.model.weights_hash
+        self._same_files(source, path, expected)
+        loaded = self._session.resolve_model(str(path)).load()
+        loaded.path, loaded.weights_hash = path, expected
+        return loaded
+
     def _from_disk(self, item: Work) -> LoadedModel:
         if item.input is None:
             if item.step.kind == "pretrain":
@@ -148,9 +175,13 @@ class Models:
         return loaded
 
     def _same_step(self, item: Work, path: Path) -> None:
-        expected, source = self.input_hash(item), item.input
+        if item.input is not None:
+            self._same_files(item.input, path, self.input_hash(item))
+
+    @staticmethod
+    def _same_files(source: Work, path: Path, expected: str) -> None:
         found = storage.weights_digest(path)
-        if found != expected and source is not None:
+        if found != expected:
             raise ArtifactError(
                 f"The weights in {path} are not the ones that step {source.name} wrote.",
                 code="weights-changed",

@@ -159,7 +159,8 @@ def _data_names(item: Work) -> Iterator[tuple[str, object]]:
 
 def _of_step(step: ResolvedStep) -> list[ComponentRef]:
     adapter = [step.adapter.component] if step.adapter is not None else []
-    return [step.component, *adapter, *step.benchmarks]
+    rewards = [reward.component for reward in step.rewards if reward.component is not None]
+    return [step.component, *adapter, *step.benchmarks, *rewards]
 
 
 def _named(session: Session, kind: str, name: object) -> ComponentRef | None:

@@ -1,4 +1,4 @@
-"""Which trainer ``task=`` and ``objective=`` of the pretraining verbs stand for."""
+"""What options of the verbs stand for: ``task=`` and ``objective=`` for a trainer, ``prompts=`` for ``data``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tunekit._values import data_ref, holds_data, plan_value
+from tunekit._values import data_ref, holds_data, plan_value, reward_ref
 from tunekit.errors import PipelineError, nearest
 
 __all__ = ["choose_method", "frozen_option"]
@@ -17,14 +17,17 @@ TASKS = ("lm", "classification", "ner", "regression")
 
 
 def choose_method(kind: str, method: str | None, options: dict[str, Any]) -> str | None:
-    """The name of the trainer of a step. Takes ``task`` and ``objective`` out of ``options``.
+    """The name of the trainer of a step. Takes ``task`` and ``objective`` out of ``options``; of ``align``, the
+    ``prompts`` become its ``data``.
 
     A mapping of several tasks becomes the option ``tasks``. Without ``task`` and ``objective`` nothing changes.
 
     Raises:
-        PipelineError: code ``step-task`` for a task or objective that is unknown, that does not fit the other one, or
-            that stands beside ``method``.
+        PipelineError: code ``prompts-and-data`` where both are given; ``step-task`` for a task or objective that is
+            unknown, that does not fit the other one, or that stands beside ``method``.
     """
+    if kind == "align" and "prompts" in options:
+        _prompts_are_data(options)
     chosen = {key: options.pop(key) for key in CHOOSERS.get(kind, ()) if key in options}
     chosen = {key: value for key, value in chosen.items() if value is not None}
     if not chosen:
@@ -70,6 +73,8 @@ def frozen_option(kind: str, step: str, key: str, value: Any, objects: dict[str,
     """An option as the plan holds it; data in memory is put into ``objects``."""
     if holds_data(kind, key):
         return data_ref(value, objects)
+    if key == "reward":
+        return reward_ref(f"{step}.reward", value, objects)
     if kind == "pretrain" and key == "architecture" and hasattr(value, "to_json_string"):
         value = json.loads(value.to_json_string()) | {"model_type": value.model_type}  # a transformers config
     if kind != "post_pretrain" or key != "tasks" or not isinstance(value, Mapping):
@@ -80,6 +85,28 @@ def frozen_option(kind: str, step: str, key: str, value: Any, objects: dict[str,
         else plan_value(f"{step}.tasks.{name}", task)
         for name, task in value.items()
     }
+
+
+def _prompts_are_data(options: dict[str, Any]) -> None:
+    """``prompts`` is another name for ``data``; single prompts may be written without a row around them."""
+    prompts = options.pop("prompts")
+    if prompts is None:
+        return
+    if options.get("data") is not None:
+        raise PipelineError(
+            "align: data and prompts are two names for one thing, and both are given.",
+            code="prompts-and-data",
+            asked="align(data=..., prompts=...)",
+            fix="keep one of them",
+        )
+    if isinstance(prompts, list | tuple):
+        prompts = [{"prompt": item} if _is_bare(item) else item for item in prompts]
+    options["data"] = prompts
+
+
+def _is_bare(item: Any) -> bool:
+    """Whether it is a prompt without a row around it: a text, or a list of messages."""
+    return isinstance(item, str | list | tuple)
 
 
 def _unknown(kind: str, what: str, value: Any, known: tuple[str, ...], more: str) -> PipelineError:

@@ -24,6 +24,7 @@ __all__ = [
     "model_ref",
     "plan_value",
     "qlora",
+    "reward_ref",
 ]
 
 
@@ -215,6 +216,24 @@ def model_ref(model: Any, objects: dict[str, Any]) -> str:
         objects[ref] = tuple(model)
         return ref
     return _remember(model, objects)
+
+
+def reward_ref(where: str, value: Any, objects: dict[str, Any]) -> Any:
+    """Rewards as the plan holds them: callables and models in memory by reference, at any place."""
+    if callable(value) and not isinstance(value, Mapping | str):
+        return _remember(value, objects)
+    if isinstance(value, Mapping):
+        made = {}
+        for key, item in value.items():
+            name = _remember(key, objects) if callable(key) else key
+            if key == "model" and item is not None:
+                made[name] = model_ref(item, objects)
+            else:
+                made[name] = reward_ref(f"{where}.{key}", item, objects)
+        return made
+    if isinstance(value, list | tuple):
+        return [reward_ref(where, item, objects) for item in value]
+    return plan_value(where, value)
 
 
 def adapter_plan(step: str, value: Any) -> AdapterPlan | str | None:

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tunekit._rewards import reward_keys, step_references
 from tunekit._step_data import (
     PlanBenchmarks,
     StepData,
@@ -140,8 +141,11 @@ def prepare(
             benchmarks=open_benchmarks(step, session),
             input=source,
         )
-        item.key = _key(item, base)
+        keys = {name: other.key for name, other in by_name.items()}
+        item.key = _key(item, base, keys, reward_keys(step.rewards, session, objects, keys))
         by_name[step.name] = item
+        if step.reason:
+            notify(step.name, "method-chosen", f"{step.component.name} was chosen for the data: {step.reason}")
         for what in step.embedded:
             notify(step.name, f"embedded-{what}", _embedded_text(item, resolved, what))
     _read_questions(list(by_name.values()), session, tick)
@@ -202,12 +206,15 @@ def _base_fingerprint(resolved: ResolvedPlan, session: Session, objects: Mapping
         ) from error
 
 
-def _key(item: Work, base: str) -> str:
+def _key(item: Work, base: str, keys: Mapping[str, str], rewards: Sequence[Mapping[str, Any]]) -> str:
     step = item.step
     starts_from = item.input.key if item.input else "random-weights" if step.kind == "pretrain" else base
     calibration = [data.fingerprint() for data in item.training_data] if getattr(item.spec, "calibrated", False) else []
+    used = {name: keys[name] for name in step_references(thaw(step.options)) if name in keys}
     return digest(
         {
+            **({"rewards": list(rewards)} if rewards else {}),
+            **({"uses": used} if used else {}),
             "format": STEP_FORMAT,
             "kind": step.kind,
             "component": asdict(step.component),
@@ -237,6 +244,8 @@ def _without_data(item: Work) -> dict[str, Any]:
     given: dict[str, Any] = thaw(item.step.options)
     # The least scores of an evaluation judge what it measured.
     left_out = (*_NOT_IN_KEY, "min") if item.step.kind == "evaluate" else _NOT_IN_KEY
+    # Rewards count by what they are bound to.
+    left_out = (*left_out, "reward") if getattr(item.spec, "rewards", "") else left_out
     options = {name: value for name, value in given.items() if name not in left_out}
     if own_validation(item.spec, item.options) is not None:
         options["validation"] = "data"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunekit._analysis import Analysis, StepAnalysis
 from tunekit._registry import Entry
+from tunekit._reward_rules import reward_columns, rewards
 from tunekit._step_data import (
     benchmark_place,
     entry_for,
@@ -156,7 +157,7 @@ def _lost_model(analysis: Analysis) -> None:
     for step in analysis.steps:
         if step.kind != "pretrain":
             continue
-        earlier = [other for other in analysis.steps[: step.index - 1] if other.makes_model]
+        earlier = [other for other in analysis.steps[: step.index - 1] if other.makes_policy]
         if earlier and not any(other.source is earlier[-1] for other in analysis.steps):
             analysis.add(
                 "error",
@@ -174,7 +175,8 @@ def _packages(analysis: Analysis) -> None:
     session = analysis.session
     used: list[tuple[str | None, Any]] = []
     for step in analysis.steps:
-        used += [(step.name, entry) for entry in (step.entry, step.adapter_entry, *step.benchmarks) if entry]
+        entries = (step.entry, step.adapter_entry, *step.benchmarks, *step.reward_entries)
+        used += [(step.name, entry) for entry in entries if entry]
         if isinstance(step.data, str) and not step.data.startswith(OBJECT):
             used += [(step.name, entry) for entry in _quietly(session.registry.get, "dataset", step.data)]
     used += [(None, entry) for entry, _ in analysis.trackers]
@@ -250,7 +252,7 @@ def _data(analysis: Analysis) -> None:
                 continue
             brought = analysis.session.registry.get("format", dataset.format) if "/" in dataset.format else None
             if brought is None or _has_packages(analysis, step.name, brought):
-                dataset.peek(PEEK + 1)
+                reward_columns(analysis, step, dataset, dataset.peek(PEEK + 1))
                 _enough_rows(valid, dataset)
         except TunekitError as error:
             if valid is None and (error.details.get("row") or error.details.get("field")):
@@ -574,6 +576,7 @@ RULES: tuple[Callable[[Analysis], None], ...] = (
     _data,
     _further_data,
     _selection,
+    rewards,
     _benchmark_data,
     _minimum_scores,
 )

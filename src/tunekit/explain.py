@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunekit.errors import OptionsError, nearest
-from tunekit.plan import TRAINING_KINDS, Plan, ResolvedPlan, ResolvedStep, thaw
+from tunekit.plan import TRAINING_KINDS, Plan, ResolvedPlan, ResolvedReward, ResolvedStep, thaw
 from tunekit.resolve import resolve
 from tunekit.session import NO_OBJECTS, OBJECT, Session, default_session
 
@@ -168,7 +168,7 @@ def _data(step: ResolvedStep) -> str:
 def _apart(step: ResolvedStep) -> tuple[str, ...]:
     """Options that are not shown among the options: the column of the data has them."""
     chosen = ("shuffle", "dedupe", "decontaminate", "validation") if step.data is not None else ()
-    return ("data", "benchmarks", *chosen)
+    return ("data", "benchmarks", *chosen, *(("reward",) if step.rewards else ()))
 
 
 def _selection(step: ResolvedStep) -> list[str]:
@@ -198,8 +198,15 @@ def _options(resolved: ResolvedPlan, step: ResolvedStep) -> str:
     parts = [", ".join(benchmark.name for benchmark in step.benchmarks)] if step.benchmarks else []
     if step.kind == "quantize" and "scheme" in shown:
         parts.append(str(shown.pop("scheme")))
+    parts += [f"reward={_rewards(step)}"] if step.rewards else []
     parts.append(_pairs(thaw(shown)))
     return " ".join(part for part in parts if part)
+
+
+def _rewards(step: ResolvedStep) -> str:
+    return " + ".join(
+        (f"{reward.weight:g}*" if reward.weight != 1 else "") + reward.name.replace(" ", "_") for reward in step.rewards
+    )
 
 
 def _pairs(options: Mapping[str, Any]) -> str:
@@ -228,11 +235,23 @@ def _notes(resolved: ResolvedPlan) -> list[str]:
     benchmarks = {f"{item.id} {item.version}" for step in resolved.steps for item in step.benchmarks}
     if benchmarks:
         lines.append(f"benchmarks: {', '.join(sorted(benchmarks))}")
+    for step in resolved.steps:
+        if step.rewards:
+            lines.append(f"{step.name} is scored by {', '.join(_scorer(reward) for reward in step.rewards)}")
+        if step.reason:
+            lines.append(f"{step.component.name} was chosen for the data of {step.name}: {step.reason}")
     if any(step.embedded for step in resolved.steps):
         lines.append("* embedded default, for trying out; run(strict=True) refuses it")
     if any("sample" in step.embedded for step in resolved.steps):
         lines.append("  samples of benchmarks: not comparable with published scores")
     return lines
+
+
+def _scorer(reward: ResolvedReward) -> str:
+    if reward.component is None:
+        return f"{reward.name} (a function in memory)"
+    label = f"{reward.component.id} {reward.component.version}".rstrip()
+    return f"{label} with the model of step {reward.step}" if reward.step is not None else label
 
 
 def _tree(resolved: ResolvedPlan) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "Plan",
     "ResolvedAdapter",
     "ResolvedPlan",
+    "ResolvedReward",
     "ResolvedStep",
     "StepPlan",
     "canonical_json",
@@ -323,6 +324,38 @@ class ResolvedAdapter:
 
 
 @dataclass(frozen=True)
+class ResolvedReward:
+    """What a step scores completions with: a component, or a callable in memory."""
+
+    name: str
+    """What it is called in logs and reports: the name of the step or component, or that of the function."""
+    weight: float = 1.0
+    component: ComponentRef | None = None
+    """None: a callable in memory."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Every option of the component's options model, as JSON types."""
+    step: str | None = None
+    """The reward step whose model scores."""
+    memory: str | None = None
+    """Reference of the callable in memory."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", freeze(self.options))
+
+    def to_data(self) -> dict[str, Any]:
+        """JSON types."""
+        component = self.component
+        return {
+            "name": self.name,
+            "weight": self.weight,
+            "id": component.id if component else None,
+            "version": component.version if component else None,
+            "step": self.step,
+            "options": thaw(self.options),
+        }
+
+
+@dataclass(frozen=True)
 class ResolvedStep:
     """A step bound to its component, with every default filled in."""
 
@@ -343,6 +376,10 @@ class ResolvedStep:
     embedded: tuple[str, ...] = ()
     """Which embedded defaults the step uses: ``model``, ``data``."""
     benchmarks: tuple[ComponentRef, ...] = ()
+    rewards: tuple[ResolvedReward, ...] = ()
+    """What completions are scored with."""
+    reason: str = ""
+    """Why this component, where the data chose it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", freeze(self.options))
@@ -377,6 +414,20 @@ class ResolvedPlan:
                 return step
         raise KeyError(name)
 
+    def is_policy(self, name: str) -> bool:
+        """Whether the model of a step is one that writes: neither a reward model nor made of one. Reward models are a
+        side branch; the steps after them go on from the last policy.
+
+        Raises:
+            KeyError: if there is no such step.
+        """
+        step: ResolvedStep | None = self.step(name)
+        while step is not None:
+            if step.kind == "reward":
+                return False
+            step = self.step(step.input) if step.input is not None else None
+        return True
+
     def to_data(self) -> dict[str, Any]:
         """JSON types, for ``plan.lock.yaml`` and ``explain(format="json")``."""
         return {
@@ -405,6 +456,8 @@ class ResolvedPlan:
                     "data": thaw(step.data),
                     "embedded": list(step.embedded),
                     "benchmarks": [{"id": b.id, "version": b.version} for b in step.benchmarks],
+                    **({"rewards": [reward.to_data() for reward in step.rewards]} if step.rewards else {}),
+                    **({"reason": step.reason} if step.reason else {}),
                     "options": thaw(step.options),
                 }
                 for step in self.steps

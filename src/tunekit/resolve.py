@@ -13,6 +13,7 @@ from typing import Any
 from tunekit._analysis import Analysis, StepAnalysis, find_component, validated
 from tunekit._benchmark_names import bind_benchmarks
 from tunekit._registry import Entry, spec_verb
+from tunekit._rewards import bind_rewards, own_options
 from tunekit.errors import AmbiguousNameError, CheckFailed, UnknownNameError, nearest
 from tunekit.plan import (
     DEFAULT_METHODS,
@@ -40,6 +41,7 @@ EMBEDDED_DATA: Mapping[str, str] = {
     "prompt_completion": "tunekit/stdlib-instructions",
     "conversation": "tunekit/stdlib-instructions",
     "preference": "tunekit/stdlib-preferences",
+    "prompt": "tunekit/stdlib-instructions",
 }
 """Data of a training step that names none, by the row shape it likes best."""
 
@@ -57,6 +59,7 @@ def analyze_plan(plan: Plan, session: Session, objects: Mapping[str, Any] = NO_O
         _choose_adapter(analysis, step, adapter)
         _options(analysis, step)
         bind_benchmarks(analysis, step)
+        bind_rewards(analysis, step)
         _data(analysis, step)
     _base_model(analysis)
     if plan.adapter and not any(step.trains for step in analysis.steps) and analysis.steps:
@@ -128,6 +131,8 @@ def resolved_plan(analysis: Analysis) -> ResolvedPlan | None:
                 data=step.data,
                 embedded=tuple(step.embedded),
                 benchmarks=tuple(entry.component for entry in step.benchmarks),
+                rewards=tuple(step.rewards),
+                reason=step.reason,
             )
         )
     return ResolvedPlan(
@@ -208,7 +213,7 @@ def _link(analysis: Analysis, step: StepAnalysis) -> None:
             )
         return
     if wanted is None:
-        step.source = next((other for other in reversed(earlier) if other.makes_model), None)
+        step.source = next((other for other in reversed(earlier) if other.makes_policy), None)
         return
     found = next((other for other in earlier if other.name == wanted), None)
     if found is None:
@@ -334,7 +339,7 @@ def _options(analysis: Analysis, step: StepAnalysis) -> None:
     if step.entry is None:
         return
     adapter = step.adapter.component.name if step.adapter else None
-    step.options, step.values = validated(analysis, step.name, "", step.entry, thaw(step.plan.options), adapter)
+    step.options, step.values = validated(analysis, step.name, "", step.entry, own_options(analysis, step), adapter)
     spec = step.entry.spec
     scheme = step.plan.options.get("scheme")
     if isinstance(spec, QuantizerSpec) and spec.schemes and isinstance(scheme, str) and scheme not in spec.schemes:

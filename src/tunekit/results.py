@@ -116,6 +116,8 @@ class StepResult:
     session: Session = field(repr=False, compare=False)
     minimum: Mapping[str, float] = field(default_factory=dict)
     """Least scores that the step was asked for (``evaluate(min=...)``), by benchmark."""
+    policy: bool = True
+    """Whether its model is one that writes: neither a reward model nor made of one."""
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -179,11 +181,11 @@ class RunResult:
 
     @property
     def model(self) -> ModelRef | None:
-        """The model of the last step that made one."""
-        for step in reversed(self.steps):
-            if step.artifact.model is not None:
-                return step.model
-        return None
+        """The model of the last step that made one. Reward models are a side branch: the last model that writes counts,
+        and a reward model only if there is no other; ``step("reward").model`` has it in any case."""
+        made = [step for step in reversed(self.steps) if step.artifact.model is not None]
+        last = next((step for step in made if step.policy), made[0] if made else None)
+        return last.model if last is not None else None
 
     @property
     def scores(self) -> dict[str, Score]:
@@ -228,6 +230,7 @@ class RunResult:
                     component=str(facts.get("component", "")),
                     session=session,
                     minimum=facts.get("minimum", {}),
+                    policy=bool(facts.get("policy", True)),
                 )
             )
         return cls(

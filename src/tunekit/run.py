@@ -19,6 +19,7 @@ from tunekit._gates import below, gate_error, minimum_of
 from tunekit._models import Models
 from tunekit._provenance import Provenance
 from tunekit._report_scores import write_scores
+from tunekit._rewards import STEP, bound_rewards, start_rewards
 from tunekit._stream import EventStream, History
 from tunekit._work import Work, prepare, step_data_facts
 from tunekit._workdir import Workdir, result_files
@@ -29,7 +30,7 @@ from tunekit.errors import ArtifactError, PipelineError, PluginError, RunCancell
 from tunekit.events import Event, Observer
 from tunekit.manifest import hardware, new_manifest
 from tunekit.plan import ComponentRef, Plan, ResolvedPlan, ResolvedStep, check_seed, thaw
-from tunekit.plugins.protocols import Adapter, Component, Tracker
+from tunekit.plugins.protocols import Adapter, Component, LoadedModel, Tracker
 from tunekit.resolve import failure
 from tunekit.results import RunHandle, RunResult, StepResult
 from tunekit.session import Session, default_session
@@ -214,7 +215,7 @@ class _Run:
             seed=self.resolved.seed,
         )
         self.workdir = Workdir(self.path, lambda code, text: self.stream.emit(events.Notice, code=code, message=text))
-        work = prepare(
+        work = self.work = prepare(
             self.resolved,
             self.session,
             self.objects,
@@ -325,6 +326,7 @@ class _Run:
             "seconds": seconds,
             "step_kind": step.kind,
             "trains": step.trains,
+            "policy": self.resolved.is_policy(step.name),
             "component": step.component.label,
             "minimum": minimum_of(step),
             **artifact.to_data(),
@@ -353,6 +355,7 @@ class _Run:
             component=step.component.label,
             session=self.session,
             minimum=minimum_of(step),
+            policy=self.resolved.is_policy(step.name),
         )
 
     def _tell_late(self, item: Work) -> None:
@@ -394,6 +397,7 @@ class _Run:
             partial / "options.json", {"step": step.name, "fingerprint": item.key, "options": thaw(step.options)}
         )
         ctx = self._context(item, partial)
+        start_rewards(ctx.rewards, ctx)
         if step.kind == "evaluate":
             self.models.verify(item)
         artifact = self._complete(item, self._call(item, ctx), partial)
@@ -512,14 +516,20 @@ class _Run:
             cache=self.path / "cache",
             training_data=item.training_data,
             benchmarks=item.benchmarks,
+            rewards=bound_rewards(item.step.rewards, self.session, self.objects),
             input_weights_hash=self.models.input_hash(item),
             input_path=self.models.input_path(item),
             _component=lambda: self._component(item),
             _load=lambda: self.models.get(item),
             _keep=lambda loaded: self.models.keep(item.name, loaded),
             _emit=emit,
-            _load_other=lambda ref: self.session.resolve_model(ref, self.objects).load(),
+            _load_other=self._load_other,
         )
+
+    def _load_other(self, ref: str) -> LoadedModel:
+        if ref.startswith(STEP):
+            return self.models.of_step(ref.removeprefix(STEP), self.work)
+        return self.session.resolve_model(ref, self.objects).load()
 
     def _adapter(self, item: Work) -> Adapter | None:
         adapter = item.step.adapter

@@ -1,0 +1,509 @@
+"""What a step scores completions with: the option ``reward`` bound to components, and the rewards of a run."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import traceback
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunekit._analysis import Analysis, StepAnalysis, validated
+from tunekit._registry import Entry
+from tunekit.context import BoundReward
+from tunekit.errors import OptionsError, PluginError, StepError, TunekitError, nearest
+from tunekit.plan import ResolvedReward, digest, free_name, thaw
+from tunekit.plugins.specs import RewardSpec, TrainerSpec
+from tunekit.session import OBJECT, Session
+
+if TYPE_CHECKING:
+    from tunekit.context import StepContext
+    from tunekit.data import Dataset
+
+__all__ = [
+    "STEP",
+    "bind_rewards",
+    "bound_rewards",
+    "callable_digest",
+    "missing_columns",
+    "needed_columns",
+    "own_options",
+    "reward_keys",
+    "start_rewards",
+    "step_references",
+]
+
+STEP = "step:"
+"""Prefix of references to the model of an earlier step."""
+
+_Item = tuple[str, float, dict[str, Any]]
+"""Name or reference, weight, options."""
+
+
+# ---------------------------------------------------------------- while a plan is bound
+
+
+def own_options(analysis: Analysis, step: StepAnalysis) -> dict[str, Any]:
+    """The options that the trainer itself is given. ``reward`` is not among them, unless it has a field for it."""
+    given: dict[str, Any] = thaw(step.plan.options)
+    if "reward" in given and step.entry is not None and isinstance(step.entry.spec, TrainerSpec):
+        try:
+            model = analysis.session.options_model(step.entry.component)
+        except TunekitError:
+            return given  # said where the options are validated
+        if "reward" not in getattr(model, "model_fields", {}):
+            del given["reward"]
+    return given
+
+
+def bind_rewards(analysis: Analysis, step: StepAnalysis) -> None:
+    """Bind the option ``reward`` of a step, noting what is wrong with it."""
+    if step.entry is None or not isinstance(step.entry.spec, TrainerSpec):
+        return
+    given = step.plan.options.get("reward")
+    if not step.entry.spec.rewards:
+        if given is not None and "reward" not in own_options(analysis, step):
+            _not_taken(analysis, step)
+        return
+    if given is not None:
+        try:
+            items = list(_items(thaw(given)))
+        except OptionsError as error:
+            analysis.add_error(step.name, error)
+            return
+        for item in items:
+            _bind(analysis, step, *item)
+        if items:
+            return
+    elif "reward" not in step.plan.options:
+        models = [other for other in analysis.steps[: step.index - 1] if other.kind == "reward"]
+        if models:
+            _bind_step(analysis, step, models[-1], 1.0, {})
+            return
+    if step.entry.spec.rewards == "required":
+        known = ", ".join(analysis.session.registry.names("reward")) or "none are installed"
+        analysis.add(
+            "error",
+            step.name,
+            "no-reward",
+            f"{step.entry.component.id} learns from the scores of what the model writes, and step {step.name} has no "
+            "reward: no reward step stands before it, and it names none.",
+            f"add .reward(data=...) before it, or write {step.kind}(reward=...): one of {known}, or a function",
+            option="reward",
+        )
+
+
+def _not_taken(analysis: Analysis, step: StepAnalysis) -> None:
+    assert step.entry is not None
+    others = sorted(
+        entry.component.name
+        for entry in analysis.session.components("trainer")
+        if entry.component.stage == step.kind and isinstance(entry.spec, TrainerSpec) and entry.spec.rewards
+    )
+    analysis.add(
+        "error",
+        step.name,
+        "reward-not-taken",
+        f"{step.entry.component.id} does not score what a model writes, so the reward would not be used.",
+        f"leave reward= out, or use a method that scores ({', '.join(others)})" if others else "leave reward= out",
+        option="reward",
+    )
+
+
+def _items(given: Any) -> Iterator[_Item]:
+    """The rewards of the option, in order.
+
+    Raises:
+        OptionsError: if it has another form.
+    """
+    if isinstance(given, str):
+        yield given, 1.0, {}
+    elif isinstance(given, Mapping) and "name" in given:
+        yield _single(given)
+    elif isinstance(given, Mapping):
+        for name, value in given.items():
+            if isinstance(value, Mapping):
+                yield _single({**value, "name": name})
+            else:
+                yield str(name), _weight(name, value), {}
+    elif isinstance(given, Sequence):
+        for item in given:
+            yield from _items(item)
+    else:
+        raise _form(given)
+
+
+def _single(given: Mapping[str, Any]) -> _Item:
+    options = dict(given)
+    name = options.pop("name")
+    if not isinstance(name, str) or not name:
+        raise _form(given)
+    return name, _weight(name, options.pop("weight", 1.0)), options
+
+
+def _weight(name: Any, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise OptionsError(
+            f"The weight of the reward {name!r} is {value!r}, not a finite number.",
+            code="reward-weight",
+            fix='reward={"exact-match": 1.0, "format": 0.2}',
+            details={"option": "reward"},
+        )
+    return float(value)
+
+
+def _form(given: Any) -> OptionsError:
+    return OptionsError(
+        f"{given!r:.80} names no reward.",
+        code="reward-form",
+        fix='reward="name", a function, {"name": ..., "weight": ..., options}, a list of these, or {name: weight, ...}',
+        details={"option": "reward"},
+    )
+
+
+def _bind(analysis: Analysis, step: StepAnalysis, name: str, weight: float, options: dict[str, Any]) -> None:
+    if name.startswith(OBJECT):
+        _bind_callable(analysis, step, name, weight, options)
+        return
+    earlier = analysis.steps[: step.index - 1]
+    named = next((other for other in analysis.steps if other.name == name), None)
+    if named is not None and named.kind == "reward":
+        if named not in earlier:
+            which = "itself" if named is step else f"{name!r}, which comes later"
+            analysis.add(
+                "error",
+                step.name,
+                "reward-later",
+                f"Step {step.name} would be scored by {which}.",
+                f"put {name} before {step.name}",
+                asked=name,
+            )
+            return
+        _bind_step(analysis, step, named, weight, options)
+        return
+    try:
+        entry = analysis.session.registry.find("reward", name)
+    except TunekitError as error:
+        if error.code == "unknown-reward":
+            steps = [other.name for other in earlier if other.kind == "reward"]
+            if close := nearest(name, steps):
+                error.suggestions, error.fix = close, f"write {close[0]!r}"
+            if named is not None:
+                error.message += f" Step {name} trains no reward model."
+            elif "/" in name or Path(name).expanduser().exists():
+                error.suggestions = ()
+                error.fix = f'a model that scores: {{"name": "reward-model", "model": {name!r}}}'
+        analysis.add_error(step.name, error)
+        return
+    _, values = validated(analysis, step.name, f"reward {name}", entry, options, None)
+    if values is None:
+        return
+    scoring = values.get("model")
+    source = None
+    if isinstance(scoring, str) and scoring.startswith(STEP):
+        source = scoring.removeprefix(STEP)
+        if not any(other.name == source and other.makes_model for other in earlier):
+            usable = ", ".join(other.name for other in earlier if other.makes_model) or "none"
+            analysis.add(
+                "error",
+                step.name,
+                "unknown-reward-model",
+                f"The reward {name} of step {step.name} scores with {scoring!r}, and no step before it of that name "
+                "makes a model.",
+                f"name an earlier step that makes a model ({usable})",
+                asked=scoring,
+            )
+            return
+    _add(analysis, step, entry.component.name, weight, entry, values, source)
+
+
+def _bind_step(
+    analysis: Analysis, step: StepAnalysis, source: StepAnalysis, weight: float, options: dict[str, Any]
+) -> None:
+    """Score with the model of a reward step, through the reward that its trainer names."""
+    if source.entry is None or not isinstance(source.entry.spec, TrainerSpec):
+        return  # what is wrong there is said there
+    provider, scored_by = source.entry.component.provider, source.entry.spec.scored_by
+    entry = analysis.session.registry.get("reward", f"{provider}/{scored_by}") if scored_by else None
+    if entry is None:
+        analysis.add(
+            "error",
+            step.name,
+            "no-scorer",
+            f"Step {step.name} would be scored by the model of step {source.name}, and {source.entry.component.id} "
+            + (
+                f"names a reward {scored_by!r} that is not there." if scored_by else "does not say what scores with it."
+            ),
+            "use another method for the reward step, or a reward that takes a model: "
+            f'{{"name": ..., "model": "{STEP}{source.name}"}}',
+        )
+        return
+    if "model" in options:
+        analysis.add(
+            "error",
+            step.name,
+            "reward-model-twice",
+            f"The reward {source.name!r} is the model of that step; found model={options['model']!r} as well.",
+            "leave model out, or name the reward itself",
+            option="reward",
+        )
+        return
+    _, values = validated(
+        analysis, step.name, f"reward {source.name}", entry, {"model": f"{STEP}{source.name}", **options}, None
+    )
+    if values is not None:
+        _add(analysis, step, source.name, weight, entry, values, source.name)
+
+
+def _bind_callable(analysis: Analysis, step: StepAnalysis, ref: str, weight: float, options: dict[str, Any]) -> None:
+    found = analysis.objects.get(ref)
+    name = _name_of(found) if found is not None else ref.removeprefix(OBJECT).partition("-")[0]
+    problem, fix = "", 'pass options by name to a packaged reward: {"name": "exact-match", ...}'
+    if found is None:
+        problem, fix = "is in memory, and not here", "run the pipeline that was given it, or name a reward of a plugin"
+    elif isinstance(found, type):
+        problem, fix = "is a class", f"pass an object of it, or Session(plugins=[{name}]) and its name"
+    elif not callable(found):
+        problem, fix = f"is a {type(found).__name__}, which cannot be called", "pass a function"
+    elif options:
+        problem = f"is a callable, which takes no options; found {', '.join(options)}"
+    elif not _is_reward(found):
+        problem, fix = "does not take prompts and completions", f"def {name}(prompts, completions, **columns): ..."
+    if problem:
+        analysis.add("error", step.name, "reward-callable", f"The reward {name} {problem}.", fix, option="reward")
+        return
+    taken = {reward.name for reward in step.rewards}
+    step.rewards.append(ResolvedReward(name=free_name(name, taken), weight=weight, memory=ref))
+
+
+def _add(
+    analysis: Analysis,
+    step: StepAnalysis,
+    name: str,
+    weight: float,
+    entry: Entry,
+    values: Mapping[str, Any],
+    source: str | None,
+) -> None:
+    step.rewards.append(
+        ResolvedReward(
+            name=free_name(name, {reward.name for reward in step.rewards}),
+            weight=weight,
+            component=entry.component,
+            options=values,
+            step=source,
+        )
+    )
+    step.reward_entries.append(entry)
+
+
+# ---------------------------------------------------------------- callables
+
+
+def _name_of(found: Any) -> str:
+    while isinstance(found, functools.partial):
+        found = found.func
+    name = getattr(found, "__name__", None) or type(found).__name__
+    return "function" if name == "<lambda>" else str(name)
+
+
+def _is_reward(found: Any) -> bool:
+    signature = _signature(found)
+    if signature is None:
+        return True
+    try:
+        signature.bind_partial(prompts=[], completions=[])
+    except TypeError:
+        return False
+    return True
+
+
+def _signature(found: Any) -> inspect.Signature | None:
+    try:
+        return inspect.signature(found)
+    except (TypeError, ValueError):  # written in C: nothing is known
+        return None
+
+
+def callable_digest(found: Any) -> str:
+    """Hash of what a callable in memory does: its code, the values that it holds, and its plain attributes."""
+    from tunekit.plugins._code import code_digest
+
+    if isinstance(found, functools.partial):
+        held = [callable_digest(found.func), _value_digest((found.args, tuple(sorted(found.keywords.items()))))]
+    elif isinstance(found, types.MethodType):
+        held = [callable_digest(found.__func__), _object_digest(found.__self__)]
+    elif isinstance(found, types.FunctionType):
+        held = [code_digest(found, None, containers=True)]
+    else:
+        held = [_object_digest(found)]
+    return digest(held)
+
+
+def _object_digest(found: Any) -> str:
+    from tunekit.plugins._code import code_digest
+
+    kind = found if isinstance(found, type) else type(found)
+    return digest([code_digest(kind, None, containers=True), _value_digest(getattr(found, "__dict__", {}))])
+
+
+def _value_digest(value: Any) -> str:
+    from tunekit.plugins._code import code_digest
+
+    def holder(held: Any = value) -> None:
+        """The value counts as the default of a function does."""
+
+    return code_digest(holder, None, containers=True)
+
+
+# ---------------------------------------------------------------- columns
+
+
+def needed_columns(reward: ResolvedReward, session: Session, objects: Mapping[str, Any]) -> tuple[str, ...]:
+    """Columns of the prompts' rows that a reward cannot do without.
+
+    Of a component they are the ``columns`` of its spec, each called as the option of that name says, if it has one; of
+    a callable its arguments without a default.
+    """
+    if reward.component is None:
+        found = objects.get(reward.memory or "")
+        signature = _signature(found) if found is not None else None
+        if signature is None:
+            return ()
+        known = ("prompts", "completions", "completion_ids", "finished")
+        return tuple(
+            name
+            for name, parameter in signature.parameters.items()
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            and parameter.default is parameter.empty
+            and name not in known
+        )
+    spec = session.spec(reward.component)
+    columns = spec.columns if isinstance(spec, RewardSpec) else ()
+    options = reward.options
+    return tuple(options[name] if isinstance(options.get(name), str) else name for name in columns)
+
+
+def missing_columns(needed: Sequence[str], data: Dataset, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Those of ``needed`` that none of the rows has."""
+    if data.schema != "prompt" or not rows:
+        return []
+    return [name for name in needed if not any(name in row.get("columns", {}) for row in rows)]
+
+
+# ---------------------------------------------------------------- while a plan runs
+
+
+def step_references(value: Any) -> Iterator[str]:
+    """Names in every ``step:<name>`` of an option value."""
+    if isinstance(value, str):
+        if value.startswith(STEP):
+            yield value.removeprefix(STEP)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from step_references(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from step_references(item)
+
+
+def reward_keys(
+    rewards: Sequence[ResolvedReward], session: Session, objects: Mapping[str, Any], keys: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """What the scores of a step depend on: components, options and weights, the keys of the reward steps, the files of
+    reward models, and the code of callables.
+
+    Args:
+        rewards: those of the step.
+        session: plugins and settings.
+        objects: things in memory by reference.
+        keys: key of every earlier step, by name.
+    """
+    found: list[dict[str, Any]] = []
+    for reward in rewards:
+        facts: dict[str, Any] = {"name": reward.name, "weight": reward.weight}
+        if reward.component is None:
+            facts["code"] = callable_digest(_in_memory(reward, objects))
+        else:
+            facts |= {"component": asdict(reward.component), "options": thaw(reward.options)}
+            model = facts["options"].get("model")
+            if isinstance(model, str) and not model.startswith(STEP):
+                facts["options"]["model"] = session.resolve_model(model, objects=objects).fingerprint()
+            facts["steps"] = {name: keys[name] for name in step_references(facts["options"]) if name in keys}
+        found.append(facts)
+    return found
+
+
+def bound_rewards(
+    rewards: Sequence[ResolvedReward], session: Session, objects: Mapping[str, Any]
+) -> tuple[BoundReward, ...]:
+    """The rewards of a step, made but not started.
+
+    Raises:
+        PluginError: if one cannot be made, or is no reward.
+        MissingDependencyError: if a package is missing.
+    """
+    return tuple(_bound(reward, session, objects) for reward in rewards)
+
+
+def _bound(reward: ResolvedReward, session: Session, objects: Mapping[str, Any]) -> BoundReward:
+    component = reward.component
+    if component is None:
+        found = _in_memory(reward, objects)
+        where = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', type(found).__qualname__)}"
+        return BoundReward(name=reward.name, reward=found, weight=reward.weight, label=where.lstrip("."))
+    target = session.load(component)
+    if isinstance(target, types.FunctionType) and session.options_model(component) is None and _is_reward(target):
+        made: Any = target  # a function that was decorated is the reward itself
+    else:
+        options = session.parse_options(component, reward.options)
+        made = session.create(component) if options is None else session.create(component, options)
+    if not callable(made):
+        raise PluginError(
+            f"{component.id} is not a reward.",
+            code="not-a-reward",
+            found=component.target,
+            fix="its class needs __call__(prompts, completions, **columns); see tunekit.plugins.Reward",
+        )
+    return BoundReward(name=reward.name, reward=made, weight=reward.weight, label=component.label)
+
+
+def start_rewards(rewards: Sequence[BoundReward], ctx: StepContext) -> None:
+    """Let every reward load what it needs, once.
+
+    Raises:
+        StepError: if one fails; what a reward raises on purpose, a ``TunekitError``, comes out with its name.
+    """
+    for bound in rewards:
+        start = getattr(bound.reward, "start", None)
+        if not callable(start):
+            continue
+        try:
+            start(ctx)
+        except TunekitError as error:
+            error.details.setdefault("reward", bound.name)
+            raise
+        except (Exception, SystemExit) as error:
+            raise StepError(
+                f"The reward {bound.name} of step {ctx.step.name} cannot be started.",
+                code="reward-failed",
+                asked=bound.label,
+                found=f"{type(error).__name__}: {error}",
+                fix="mend its start(ctx), or update the plugin; details['traceback'] has the traceback",
+                details={"step": ctx.step.name, "reward": bound.name, "traceback": traceback.format_exc()},
+            ) from error
+
+
+def _in_memory(reward: ResolvedReward, objects: Mapping[str, Any]) -> Any:
+    try:
+        return objects[reward.memory or ""]
+    except KeyError:
+        raise OptionsError(
+            f"The reward {reward.name} is a callable in memory that is not here.",
+            code="lost-object",
+            fix="run the pipeline that was given it, or name a reward of a plugin",
+        ) from None
