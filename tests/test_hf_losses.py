@@ -106,3 +106,24 @@ def test_logits_at_positions_are_those_of_the_whole(rows: int) -> None:
     with logits_at(model, where) as (arguments, select):
         made = select(model(ids, **arguments).logits)
     torch.testing.assert_close(made, model(ids).logits[where])
+
+
+def test_gradient_of_entropies_is_that_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "_CHUNK_ELEMENTS", 31 * 2)
+    rows, targets = torch.tensor([0, 0, 3, 4, 2]), torch.tensor([7, 9, 30, 0, 5])
+    weights = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0]), torch.tensor([0.3, 1.0, -1.0, 2.0, 0.7])
+    found = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        x, weight = (torch.randn(size, 6, requires_grad=True) for size in (5, 31))
+        logits = torch.nn.functional.linear(x, weight)
+        if ours:
+            made = losses.token_logps(logits, rows, targets, entropy=True)
+            logps, entropy = made.logps, made.entropy
+        else:
+            every = logits.log_softmax(-1)[rows]
+            logps, entropy = every.gather(1, targets[:, None])[:, 0], -(every.exp() * every).sum(-1)
+        (weights[0] @ logps + weights[1] @ entropy).backward()
+        found.append((x.grad, weight.grad))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)

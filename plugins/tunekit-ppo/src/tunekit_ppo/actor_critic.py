@@ -65,8 +65,6 @@ class ActorCritic(torch.nn.Module):
                 body.activation_checkpointing_enable(*args, **kwargs)
             else:
                 body.gradient_checkpointing_enable(*args, **kwargs)
-            # Without it nothing that reaches the first layer needs a gradient where only an adapter is trained.
-            body.enable_input_require_grads()
 
     gradient_checkpointing_enable = activation_checkpointing_enable
 

@@ -455,7 +455,11 @@ class PpoTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, as ``transformers.Trainer.train``."""
-        with hf.fused_low_rank(self.model), hf.fast_products(self.model):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(hf.fused_low_rank(self.model))
+            for model in (self.model, self.reference):
+                if model is not None:
+                    stack.enter_context(hf.fast_products(model))
             return super().train(*args, **kwargs)
 
     def floating_point_ops(self, inputs: Any) -> float:

@@ -124,7 +124,7 @@ class TokenLogps(NamedTuple):
     correct: Any
     """(tokens,) bool: whether it has the largest logit."""
     entropy: Any = None
-    """(tokens,) float32: entropy in nats of the distribution it is from; not differentiable. None: not asked for."""
+    """(tokens,) float32: entropy in nats of the distribution it is from; differentiable. None: not asked for."""
 
 
 def token_logps(logits: Any, rows: Any, targets: Any, *, entropy: bool = False) -> TokenLogps:
@@ -195,20 +195,35 @@ def _logps_function() -> Any:
                 if shares is not None and work.data_ptr() != shares[begin : begin + step].data_ptr():
                     shares[begin : begin + step] = work
             ctx.shares, ctx.kind = shares, values.dtype
-            ctx.save_for_backward(rows, targets)
+            ctx.save_for_backward(rows, targets, spread)
+            ctx.set_materialize_grads(False)
             correct = best[rows] == targets
-            spread = spread[rows] if entropy else spread
-            ctx.mark_non_differentiable(correct, spread)
-            return aims - own[rows], correct, spread
+            if not entropy:
+                ctx.mark_non_differentiable(correct, spread)
+                return aims - own[rows], correct, spread
+            ctx.mark_non_differentiable(correct)
+            return aims - own[rows], correct, spread[rows]
 
         @staticmethod
         @once_differentiable
-        def backward(ctx: Any, gradient: Any, *_: Any) -> Any:
-            rows, targets = ctx.saved_tensors
+        def backward(ctx: Any, gradient: Any, _: Any, of_entropy: Any) -> Any:
+            rows, targets, spread = ctx.saved_tensors
             shares, ctx.shares = ctx.shares, None
-            gradient = gradient.to(shares.dtype)
-            of_rows = torch.zeros(len(shares), dtype=shares.dtype, device=shares.device).index_add_(0, rows, gradient)
-            shares.mul_(-of_rows[:, None]).index_put_((rows, targets), gradient, accumulate=True)
+            none = torch.zeros(len(shares), dtype=shares.dtype, device=shares.device)
+            gradient = torch.zeros_like(rows, dtype=shares.dtype) if gradient is None else gradient.to(shares.dtype)
+            of_rows = none.index_add(0, rows, gradient)
+            if of_entropy is None:
+                shares.mul_(-of_rows[:, None])
+            else:
+                # The entropy H of shares p has the gradient -p (log p + H).
+                of_spread = none.index_add(0, rows, of_entropy.to(shares.dtype))
+                both = of_rows + of_spread * spread.to(shares.dtype)
+                step = max(1, _CHUNK_ELEMENTS // shares.shape[1])
+                for begin in range(0, len(shares), step):
+                    part = shares[begin : begin + step]
+                    own = torch.special.entr(part).mul_(of_spread[begin : begin + step, None])
+                    part.mul_(-both[begin : begin + step, None]).add_(own)
+            shares.index_put_((rows, targets), gradient, accumulate=True)
             return shares.to(ctx.kind), None, None, None
 
     _logps_made = TokenLogProbabilities
