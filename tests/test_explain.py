@@ -76,7 +76,7 @@ def test_the_json_is_the_lock() -> None:
 
 def test_what_cannot_be_explained() -> None:
     with pytest.raises(CheckFailed) as caught:
-        Pipeline().sft(epoch=1).align(method="dppo").explain()
+        Pipeline().sft(epoch=1).align(method="dpoo").explain()
     assert "Did you mean epochs?" in str(caught.value) and "Did you mean dpo?" in str(caught.value)
     with pytest.raises(OptionsError) as wrong:
         LINE.explain("jsn")

@@ -294,7 +294,7 @@ def test_rows_in_the_plan(session: Session) -> None:
     ("pipeline", "expected"),
     [
         (Pipeline(), [(None, "no-steps")]),
-        (Pipeline(model="base").align(method="dppo"), [("align", "unknown-method")]),
+        (Pipeline(model="base").align(method="dpoo"), [("align", "unknown-method")]),
         (Pipeline(model="base").step("stf"), [("stf", "unknown-step")]),
         (Pipeline(model="base").step("distil"), [("distil", "unknown-step")]),
         (Pipeline(model="base").step("look", method="x"), [("look", "no-method")]),
@@ -528,7 +528,7 @@ def test_six_planted_errors_at_once_without_torch(tmp_path: Path) -> None:
         from tunekit import Pipeline
         plan = (
             Pipeline()
-            .align(method="dppo")
+            .align(method="dpoo")
             .sft(data="alpaca.jsonl", epoch=3)
             .sft(data="alpaca.jsonl", batch_size="eight")
             .sft(data="alpacca.jsonl")

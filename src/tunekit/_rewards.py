@@ -124,7 +124,7 @@ def _items(given: Any) -> Iterator[_Item]:
         yield given, 1.0, {}
     elif isinstance(given, Mapping) and "name" in given:
         yield _single(given)
-    elif isinstance(given, Mapping):
+    elif isinstance(given, Mapping) and "weight" not in given:
         for name, value in given.items():
             if isinstance(value, Mapping):
                 yield _single({**value, "name": name})

@@ -14,7 +14,7 @@ from tunekit._analysis import Analysis, StepAnalysis, find_component, validated
 from tunekit._benchmark_names import bind_benchmarks
 from tunekit._registry import Entry, spec_verb
 from tunekit._rewards import bind_rewards, own_options
-from tunekit.errors import AmbiguousNameError, CheckFailed, UnknownNameError, nearest
+from tunekit.errors import AmbiguousNameError, CheckFailed, PluginError, TunekitError, UnknownNameError, nearest
 from tunekit.plan import (
     DEFAULT_METHODS,
     STEP_KINDS,
@@ -52,7 +52,7 @@ def analyze_plan(plan: Plan, session: Session, objects: Mapping[str, Any] = NO_O
     adapter = _adapter(analysis, None, plan.adapter) if plan.adapter else None
     for index, step_plan in enumerate(plan.steps, 1):
         step = StepAnalysis(index, step_plan)
-        step.entry = _component(analysis, step_plan)
+        step.entry = _component(analysis, step_plan, step)
         analysis.steps.append(step)
     for step in analysis.steps:
         _link(analysis, step)
@@ -148,10 +148,14 @@ def resolved_plan(analysis: Analysis) -> ResolvedPlan | None:
 # ---------------------------------------------------------------- components
 
 
-def _component(analysis: Analysis, step: StepPlan) -> Entry | None:
+def _component(analysis: Analysis, step: StepPlan, found: StepAnalysis) -> Entry | None:
     registry = analysis.session.registry
     if step.kind in TRAINING_KINDS:
-        key = ("trainer", step.method or DEFAULT_METHODS[step.kind], step.kind)
+        try:
+            key = ("trainer", step.method or _method(analysis, step, found), step.kind)
+        except TunekitError as error:
+            analysis.add_error(step.name, error)
+            return None
     elif step.kind == "quantize":
         key = ("quantizer", step.method or DEFAULT_METHODS["quantize"], "")
     elif step.kind == "export":
@@ -165,6 +169,51 @@ def _component(analysis: Analysis, step: StepPlan) -> Entry | None:
     else:
         return _plugin_step(analysis, step)
     return find_component(analysis, step.name, *key)
+
+
+def _method(analysis: Analysis, step: StepPlan, found: StepAnalysis) -> str:
+    """The method that the data of the step ask for, else the usual one."""
+    suggested = _suggestion(analysis, step)
+    if suggested is None:
+        return DEFAULT_METHODS[step.kind]
+    method, found.reason = suggested
+    analysis.add(
+        "note",
+        step.name,
+        "method-chosen",
+        f"{method} was chosen for the data of step {step.name}: {found.reason.rstrip('.')}.",
+        f'to choose yourself, write {step.kind}(method="{method}")',
+        method=method,
+    )
+    return method
+
+
+def _suggestion(analysis: Analysis, step: StepPlan) -> tuple[str, str] | None:
+    """What the data answer to ``best_method(stage)``, if they can be asked: the method, and why.
+
+    Raises:
+        DataError: if no method learns from such data.
+        PluginError: if they answer with something else.
+    """
+    ref, session = step.options.get("data"), analysis.session
+    if step.kind not in ("reward", "align") or not isinstance(ref, str):
+        return None
+    if ref.startswith(OBJECT):
+        found = analysis.objects.get(ref)
+    else:
+        found = session.hooks.resolve_dataset(ref) if session.registry.get("dataset", ref) is None else None
+    ask = getattr(found, "best_method", None)
+    answer = ask(step.kind) if callable(ask) and not isinstance(found, type) else None
+    if answer is None:
+        return None
+    match answer:
+        case (str() as method, str() as reason):
+            return method, reason
+    raise PluginError(
+        f"{type(found).__qualname__}.best_method({step.kind!r}) gave {answer!r:.80}.",
+        code="wrong-answer",
+        fix="return a method and the reason, both text, or None",
+    )
 
 
 def _plugin_step(analysis: Analysis, step: StepPlan) -> Entry | None:

@@ -423,7 +423,10 @@ class Session:
             if isinstance(rows, Iterator):
                 rows = _guarded(rows, component)
             return data.canonical_dataset(component.id, spec.schema, rows, **wanted)
-        found: Any = self.hooks.resolve_dataset(ref)
+        found: Any = ref if _gives_data(ref) else self.hooks.resolve_dataset(ref)
+        if _gives_data(found):
+            self._no_reading(str(getattr(found, "name", "the data")), format, columns)
+            found = found.as_dataset(tuple(accepts), limit=limit, on_bad_row=on_bad_row)
         if found is not None:
             if not isinstance(found, data.Dataset):
                 who = ", ".join(self.hooks.implementers("tunekit_resolve_dataset"))
@@ -525,6 +528,11 @@ def _guarded(rows: Iterator[Any], component: ComponentRef) -> Iterator[Any]:
             fix=f"update {component.provider}, or report it to its authors; details['traceback'] has the traceback",
             details={"component": component.id, "row": number, "traceback": traceback.format_exc()},
         ) from error
+
+
+def _gives_data(value: Any) -> bool:
+    """Whether it is no data set itself, but gives one of a shape that a step takes, as a feedback store does."""
+    return callable(getattr(value, "as_dataset", None)) and not isinstance(value, type)
 
 
 def _wrong_answer(what: str, answer: Any, due: str, who: str) -> PluginError:

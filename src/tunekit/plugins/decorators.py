@@ -39,6 +39,7 @@ from tunekit.plugins.specs import (
     ExporterSpec,
     ModelSpec,
     QuantizerSpec,
+    RewardSpec,
     Spec,
     StepSpec,
     TrackerSpec,
@@ -57,6 +58,7 @@ __all__ = [
     "is_decorated",
     "model",
     "quantizer",
+    "reward",
     "step",
     "tracker",
     "trainer",
@@ -66,6 +68,7 @@ ATTRIBUTE = "__tunekit_decorations__"
 
 C = TypeVar("C", bound=type[Any])
 F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +114,8 @@ def trainer(
     data: tuple[str, ...] = (),
     adapters: bool = True,
     preview: Callable[..., Any] | str = "",
+    rewards: str = "",
+    scored_by: str = "",
     summary: str = "",
     options: type[Any] | str | None = None,
     requires: tuple[str, ...] = (),
@@ -243,6 +248,59 @@ def exporter(
         PluginError: if it is no such class.
     """
     return _on_class(ExporterSpec, locals(), "run")
+
+
+def reward(
+    *,
+    name: str,
+    columns: tuple[str, ...] = (),
+    runs_code: bool = False,
+    summary: str = "",
+    options: type[Any] | str | None = None,
+    requires: tuple[str, ...] = (),
+    install: str = "",
+) -> Callable[[R], R]:
+    """Mark a function ``(prompts, completions, **columns)``, or a class with such a ``__call__``, as a reward. See
+    :class:`RewardSpec`. A class is made with its options, if it has any.
+
+    ::
+
+        @reward(name="brevity")
+        def brevity(prompts, completions, **columns):
+            return [-len(completion) for completion in completions]
+
+        Pipeline(session=Session(plugins=[brevity])).align(method="grpo", reward="brevity")
+
+    Raises:
+        PluginError: if it is neither, or a function with options.
+    """
+    given = dict(locals())
+
+    def decorate(thing: R) -> R:
+        if isinstance(thing, type):
+            if not any("__call__" in vars(base) for base in thing.__mro__):
+                raise _wrong(
+                    RewardSpec,
+                    f"needs __call__, and {thing.__name__} has none",
+                    "add __call__(self, prompts, completions, **columns); see tunekit.plugins.Reward",
+                )
+            built = ("options",) if options is not None else ()
+            if not _takes(thing, built):
+                raise _wrong(
+                    RewardSpec,
+                    f"is built as {thing.__name__}({', '.join(built)}), which {thing.__name__} does not take",
+                    f"give it an __init__(self{', options' if built else ''})",
+                )
+            _attach(thing, RewardSpec, given)
+            return thing
+        if options is not None:
+            raise _wrong(
+                RewardSpec, "has options, and a function takes none", "write a class with __init__(self, options)"
+            )
+        checked: R = _on_function(RewardSpec, given, ("prompts", "completions"), named=True)(thing)
+        return checked
+
+    return decorate
 
 
 def tracker(
@@ -410,14 +468,18 @@ def _on_class(spec: type[Spec], fields: dict[str, Any], *methods: str) -> Callab
     return decorate
 
 
-def _on_function(spec: type[Spec], fields: dict[str, Any], arguments: tuple[str, ...]) -> Callable[[F], F]:
+def _on_function(
+    spec: type[Spec], fields: dict[str, Any], arguments: tuple[str, ...], *, named: bool = False
+) -> Callable[[F], F]:
+    """``named``: the arguments are passed by name, and there may be more."""
+
     def decorate(function: F) -> F:
         import inspect
 
         call = f"({', '.join(arguments)})"
         if not inspect.isfunction(function):
             raise _wrong(spec, f"goes on a function, found {function!r:.80}", f"write it above a function {call}")
-        if not _takes(function, arguments):
+        if not (_takes_named(function, arguments) if named else _takes(function, arguments)):
             raise _wrong(
                 spec,
                 f"is called as {function.__name__}{call}, which {function.__name__} does not take",
@@ -473,6 +535,16 @@ def _takes(thing: Callable[..., Any], arguments: tuple[str, ...]) -> bool:
     return True
 
 
+def _takes_named(function: Callable[..., Any], arguments: tuple[str, ...]) -> bool:
+    import inspect
+
+    try:
+        inspect.signature(function).bind_partial(**dict.fromkeys(arguments))
+    except TypeError:
+        return False
+    return True
+
+
 def _wrong(spec: type[Spec], problem: str, fix: str) -> PluginError:
     name = next(name for name, kind in _KINDS.items() if kind is spec)
     return PluginError(f"@tunekit.plugins.{name} {problem}.", code="bad-decoration", fix=fix)
@@ -484,6 +556,7 @@ _KINDS: Mapping[str, type[Spec]] = {
     "quantizer": QuantizerSpec,
     "benchmark": BenchmarkSpec,
     "exporter": ExporterSpec,
+    "reward": RewardSpec,
     "tracker": TrackerSpec,
     "step": StepSpec,
     "model": ModelSpec,

@@ -148,7 +148,8 @@ class ExporterSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSpec(Spec):
-    """Scores completions. ``target(options)`` (``target()`` without options) is a ``Reward``.
+    """Scores completions. ``target(options)`` (``target()`` without options) is a ``Reward``; a function
+    ``(prompts, completions, **columns)`` is one itself.
 
     Used as ``align(method="grpo", reward="exact-match")``, or with a weight and options:
     ``reward=[{"name": "exact-match", "weight": 1.0, "answer": "solution"}]``.
@@ -157,7 +158,8 @@ class RewardSpec(Spec):
     kind: ClassVar[str] = "reward"
 
     columns: tuple[str, ...] = ()
-    """Columns of the prompts' rows that it needs, such as ``answer``."""
+    """Columns of the prompts' rows that it needs, such as ``answer``. An option of the same name, if it has one, says
+    what the column is called in the data."""
     runs_code: bool = False
     """Whether it runs code that the model wrote."""
 

@@ -1,0 +1,399 @@
+"""Rewards of a step: what `reward=` may be, which step depends on what, and reward models as a side branch.
+
+The "weights" are one number in a file (tests/support/toy_plugin.py), so that nothing heavy is loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy_plugin
+
+import tunekit.plugins
+from tunekit import Pipeline, Session
+from tunekit.errors import ArtifactError, CheckFailed, PipelineError, StepError
+from tunekit.events import Event, Notice
+from tunekit.plugins import Artifact, Options, RewardSpec, StepContext, TrainerSpec, hookimpl
+from tunekit.results import RunResult
+
+PAIRS = [{"prompt": "a", "chosen": "good", "rejected": "bad"}]
+SEEN: list[tuple[str, Any]] = []
+
+
+class ScorerOptions(Options):
+    model: str
+    scale: float = 1.0
+
+
+class Scorer:
+    """Scores with the number that a reward step made."""
+
+    def __init__(self, options: ScorerOptions) -> None:
+        self.options = options
+
+    def start(self, ctx: StepContext) -> None:
+        loaded = ctx.load_model(self.options.model)
+        SEEN.append(("start", loaded.path.parent.name if loaded.path else ""))
+        self.value = loaded.model["w"]
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+        return [self.options.scale * self.value] * len(completions)
+
+
+class MatchOptions(Options):
+    answer: str = "answer"
+
+
+@tunekit.plugins.reward(name="match", columns=("answer",), options=MatchOptions, runs_code=True)
+class Match:
+    def __init__(self, options: MatchOptions) -> None:
+        self.column = options.answer
+
+    def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        return [float(one == two) for one, two in zip(completions, columns[self.column], strict=True)]
+
+
+@tunekit.plugins.reward(name="brevity")
+def brevity(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+    """The shorter the better."""
+    return [-float(len(completion)) for completion in completions]
+
+
+class Online(toy_plugin.ToyTrainer):
+    """Scores one completion of each prompt, then trains as the others do."""
+
+    def run(self, ctx: StepContext) -> Artifact:
+        assert ctx.data is not None
+        rows = list(ctx.data.rows())
+        for bound in ctx.rewards:
+            columns = {name: [row["columns"][name] for row in rows] for name in rows[0].get("columns", {})}
+            scores = bound.reward([row["prompt"] for row in rows], ["ok"] * len(rows), **columns)
+            SEEN.append((bound.name, [bound.weight * (score or 0.0) for score in scores]))
+        return super().run(ctx)
+
+
+class Rewarding:
+    """Trainers of reward models and trainers that score."""
+
+    @hookimpl
+    def tunekit_trainers(self) -> list[TrainerSpec]:
+        common = {"target": "toy_plugin:ToyTrainer", "options": "toy_plugin:ToyOptions"}
+        online = {"target": f"{__name__}:Online", "options": "toy_plugin:ToyOptions", "data": ("prompt",)}
+        return [
+            TrainerSpec(name="reward", stage="reward", data=("preference",), scored_by="scorer", **common),
+            TrainerSpec(name="mute", stage="reward", data=("preference",), **common),
+            TrainerSpec(name="ppo", stage="align", rewards="required", **online),
+            TrainerSpec(name="maybe", stage="align", rewards="optional", **online),
+        ]
+
+    @hookimpl
+    def tunekit_rewards(self) -> list[RewardSpec]:
+        return [RewardSpec(name="scorer", target=f"{__name__}:Scorer", options=f"{__name__}:ScorerOptions")]
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    return Session(plugins=[toy_plugin, Rewarding(), Match, brevity], autoload=False)
+
+
+@pytest.fixture(autouse=True)
+def _cleared() -> Iterator[None]:
+    SEEN.clear()
+    toy_plugin.RUNS.clear()
+    yield
+
+
+@pytest.fixture
+def base(tmp_path: Path, session: Session) -> Pipeline:
+    toy_plugin.write_model(tmp_path / "base", 3.0)
+    return Pipeline(model=tmp_path / "base", session=session)
+
+
+def chain(base: Pipeline, steps: int = 4, **align: Any) -> Pipeline:
+    line = base.sft([{"text": "one two"}]).reward(PAIRS, steps=steps)
+    return line.align(method="ppo", **{"prompts": ["a", "b"], **align})
+
+
+def found(line: Pipeline) -> list[tuple[str, str | None, str]]:
+    return [(finding.level, finding.step, finding.code) for finding in line.check()]
+
+
+def bound(line: Pipeline) -> list[dict[str, Any]]:
+    steps = json.loads(line.explain("json"))["steps"]
+    return [{key: reward[key] for key in ("name", "weight", "id", "step")} for reward in steps[-1].get("rewards", [])]
+
+
+# ---------------------------------------------------------------- what reward= may be
+
+
+def one(name: str, weight: float = 1.0, id: str | None = None, step: str | None = None) -> dict[str, Any]:
+    return {"name": name, "weight": weight, "id": id, "step": step}
+
+
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [
+        ("reward", [one("reward", id="inline/scorer", step="reward")]),
+        ("inline/brevity", [one("brevity", id="inline/brevity")]),
+        ({"name": "reward", "weight": -2, "scale": 3.0}, [one("reward", -2.0, "inline/scorer", "reward")]),
+        (
+            {"reward": 1, "brevity": 0.1},
+            [one("reward", id="inline/scorer", step="reward"), one("brevity", 0.1, "inline/brevity")],
+        ),
+        (["brevity", "brevity"], [one("brevity", id="inline/brevity"), one("brevity-2", id="inline/brevity")]),
+        ({"brevity": {"weight": 0.5}}, [one("brevity", 0.5, "inline/brevity")]),
+        (len_reward := lambda prompts, completions, **columns: [1.0] * len(prompts), [one("function")]),
+        (
+            [functools.partial(brevity, answer=1), {"name": len_reward, "weight": 2}],
+            [one("brevity"), one("function", 2)],
+        ),
+        ({"name": "scorer", "model": "step:sft"}, [one("scorer", id="inline/scorer", step="sft")]),
+    ],
+)
+def test_every_form_of_reward(base: Pipeline, reward: Any, expected: list[dict[str, Any]]) -> None:
+    assert bound(chain(base, reward=reward)) == expected
+
+
+def test_without_the_option_the_nearest_reward_step_scores(base: Pipeline) -> None:
+    line = base.reward(PAIRS).reward(PAIRS, name="second")
+    assert bound(line.align(method="ppo", prompts=["a"])) == [one("second", id="inline/scorer", step="second")]
+    assert bound(line.align(method="maybe", prompts=["a"])) == [one("second", id="inline/scorer", step="second")]
+    assert bound(line.align(method="maybe", prompts=["a"], reward=None)) == []
+    assert bound(base.align(method="maybe", prompts=["a"])) == []
+
+
+class Mean:
+    """A callable object without the signature of a reward."""
+
+    def __call__(self, texts: list[str]) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ({"reward": "brevty"}, "unknown-reward", "brevity"),
+        ({"reward": "./model"}, "unknown-reward", '"model": \'./model\''),
+        ({"reward": "sft"}, "unknown-reward", "Step sft trains no reward model"),
+        ({"reward": "align"}, "unknown-reward", "Step align trains no reward model"),
+        ({"reward": 3}, "reward-form", "names no reward"),
+        ({"reward": [{"weight": 1, "model": "x"}]}, "reward-form", "names no reward"),
+        ({"reward": {"brevity": True}}, "reward-weight", "True"),
+        ({"reward": {"name": "scorer", "model": "step:nowhere"}}, "unknown-reward-model", "(sft, reward)"),
+        ({"reward": {"name": "reward", "model": "step:sft"}}, "reward-model-twice", "leave model out"),
+        ({"reward": {"name": "scorer", "model": "step:sft", "scal": 1}}, "unknown-option", "scale"),
+        ({"reward": Mean()}, "reward-callable", "prompts and completions"),
+        ({"reward": Mean}, "reward-callable", "is a class"),
+        ({"reward": {"name": brevity, "scale": 2}}, "reward-callable", "takes no options"),
+        ({"reward": "match"}, "reward-column", "'answer'"),
+        ({"reward": lambda prompts, completions, verdict: [], "prompts": [{"prompt": "a", "verdct": 1}]},
+         "reward-column", "verdct"),
+        ({"method": "dpo", "prompts": PAIRS, "reward": "brevity"}, "reward-not-taken", "maybe, ppo"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(base: Pipeline, options: dict[str, Any], code: str, words: str) -> None:
+    line = base.sft([{"text": "one two"}]).reward(PAIRS).align(**{"method": "ppo", "prompts": ["a"], **options})
+    errors = [finding for finding in line.check() if finding.level == "error"]
+    assert errors[0].code == code and errors[0].step == "align"
+    assert words in f"{errors[0].message} {errors[0].fix}"
+
+
+def test_a_method_that_scores_needs_a_reward(base: Pipeline) -> None:
+    assert ("error", "align", "no-reward") in found(base.align(method="ppo", prompts=["a"]))
+    assert ("error", "align", "no-reward") in found(base.reward(PAIRS).align(method="ppo", prompts=["a"], reward=[]))
+    later = base.align(method="ppo", prompts=["a"], reward="reward").reward(PAIRS)
+    assert ("error", "align", "reward-later") in found(later)
+    mute = base.reward(PAIRS, method="mute").align(method="ppo", prompts=["a"])
+    assert ("error", "align", "no-scorer") in found(mute)
+
+
+def test_what_is_worth_knowing(base: Pipeline, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "answer": "ok"}]
+    assert ("warning", "align", "reward-runs-code") in found(chain(base, reward="match", prompts=rows))
+    assert ("warning", "reward", "reward-unused") in found(chain(base, reward="brevity"))
+    assert found(chain(base)) == [] and found(base.reward(PAIRS)) == []
+    missing = chain(base, reward={"name": "scorer", "model": str(tmp_path / "nowhere")})
+    assert ("error", "align", "unknown-model") in found(missing)
+
+
+def test_a_column_is_called_as_the_option_says(base: Pipeline, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "solution": "ok"}, {"prompt": "b", "solution": "no"}]
+    line = base.align(method="ppo", prompts=rows, reward={"name": "match", "answer": "solution"})
+    assert not [finding for finding in line.check() if finding.level == "error"]
+    line.run(tmp_path / "run")
+    assert SEEN == [("match", [1.0, 0.0])]
+
+
+def test_prompts_are_another_name_of_data(base: Pipeline) -> None:
+    line = base.align(method="maybe", prompts=["a", [{"role": "user", "content": "b"}], {"prompt": "c", "answer": "d"}])
+    assert line == base.align(
+        [{"prompt": "a"}, {"prompt": [{"role": "user", "content": "b"}]}, {"prompt": "c", "answer": "d"}],
+        method="maybe",
+    )
+    with pytest.raises(PipelineError, match="two names for one thing"):
+        base.align(PAIRS, prompts=["a"])
+
+
+# ---------------------------------------------------------------- the side branch
+
+
+def test_steps_go_on_from_the_policy_not_from_the_reward_model(base: Pipeline, tmp_path: Path) -> None:
+    """The step after a reward step starts from the model before it, and the run's model is the last one that writes."""
+    line = chain(base).evaluate(["toybench"])
+    inputs = {step["name"]: step["input"] for step in json.loads(line.explain("json"))["steps"]}
+    assert inputs == {"sft": None, "reward": "sft", "align": "sft", "evaluate": "align"}
+    result = line.run(tmp_path / "run")
+    assert result.model is not None and result.model.path == result.step("align").folder / "model"
+    assert SEEN[0] == ("start", "02-reward")
+
+    short = base.sft([{"text": "one two"}]).reward(PAIRS).quantize("int4", input="reward").run(tmp_path / "short")
+    for each in (short, RunResult.load(tmp_path / "short", session=short.step("sft").session)):
+        assert each.model is not None and each.model.path.parent.name == "01-sft", "what is made of a reward model, too"
+    alone = base.reward(PAIRS).run(tmp_path / "alone")
+    assert alone.model is not None and alone.model.path.parent.name == "01-reward"
+
+
+def test_a_quantized_reward_model_is_no_input_either(base: Pipeline) -> None:
+    line = base.reward(PAIRS).quantize("int4", input="reward").evaluate(["toybench"])
+    assert [step["input"] for step in json.loads(line.explain("json"))["steps"]] == [None, "reward", None]
+    chosen = base.reward(PAIRS).evaluate(["toybench"], input="reward")
+    assert json.loads(chosen.explain("json"))["steps"][-1]["input"] == "reward"
+
+
+# ---------------------------------------------------------------- what a step depends on
+
+
+def ran(line: Pipeline, folder: Path) -> list[str]:
+    toy_plugin.RUNS.clear()
+    line.run(folder)
+    return list(toy_plugin.RUNS)
+
+
+def scaled(by: float) -> Any:
+    def reward(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        return [by] * len(completions)
+
+    return reward
+
+
+class Offset:
+    def __init__(self, by: float) -> None:
+        self.by = by
+
+    def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        return [self.by] * len(completions)
+
+
+def test_a_step_is_run_again_when_its_rewards_change(base: Pipeline, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert ran(chain(base), folder) == ["sft", "reward", "align"]
+    assert ran(chain(base), folder) == []
+    assert ran(chain(base, steps=5), folder) == ["reward", "align"], "the policy depends on the reward model"
+    assert ran(chain(base, steps=5, reward={"reward": 2.0}), folder) == ["align"]
+    assert ran(chain(base, steps=5, reward={"name": "reward", "weight": 2.0}), folder) == []
+    assert ran(chain(base, steps=5, reward=scaled(1.0)), folder) == ["align"]
+    assert ran(chain(base, steps=5, reward=scaled(1.0)), folder) == [], "another object, the same code"
+    assert ran(chain(base, steps=5, reward=scaled(2.0)), folder) == ["align"]
+    assert ran(chain(base, steps=5, reward=Offset(1.0)), folder) == ["align"]
+    assert ran(chain(base, steps=5, reward=Offset(1.0)), folder) == []
+    assert ran(chain(base, steps=5, reward=Offset(2.0)), folder) == ["align"]
+
+
+def test_a_reward_model_from_a_folder_counts_by_its_files(base: Pipeline, tmp_path: Path) -> None:
+    scorer = {"name": "scorer", "model": str(tmp_path / "scorer")}
+    toy_plugin.write_model(tmp_path / "scorer", 1.0)
+    assert ran(chain(base, reward=scorer), tmp_path / "run")[-1] == "align"
+    assert SEEN[-1] == ("scorer", [1.0, 1.0])
+    assert ran(chain(base, reward=scorer), tmp_path / "run") == []
+    toy_plugin.write_model(tmp_path / "scorer", 7.0)
+    assert ran(chain(base, reward=scorer), tmp_path / "run") == ["align"]
+    assert SEEN[-1] == ("scorer", [7.0, 7.0])
+
+
+def test_the_model_of_a_step_is_the_one_that_it_wrote(base: Pipeline, tmp_path: Path) -> None:
+    """`step:` gives the finished step's weights, and refuses them once somebody changed the files."""
+    result = chain(base).run(tmp_path / "run")
+    weights = result.step("reward").folder / "model" / "weights.safetensors"
+    assert SEEN[1] == ("reward", [float(weights.read_text())] * 2)
+    line = chain(base, reward={"reward": 3.0})
+
+    class Swap:
+        @hookimpl(wrapper=True)
+        def tunekit_run_step(self, step: Any, ctx: StepContext) -> Any:
+            if step.kind == "align":
+                weights.write_text("0.5")
+                with pytest.raises(ArtifactError, match="are not the ones that step reward wrote"):
+                    ctx.load_model("step:reward")
+                with pytest.raises(ArtifactError, match="There is no model of a step 'rewad'") as caught:
+                    ctx.load_model("step:rewad")
+                assert caught.value.suggestions == ("reward",)
+            return (yield)
+
+    line.run(tmp_path / "run", session=Session(plugins=[toy_plugin, Rewarding(), Swap()], autoload=False))
+
+
+def test_a_reward_that_cannot_start_stops_its_step_alone(base: Pipeline, tmp_path: Path) -> None:
+    class Broken:
+        def start(self, ctx: StepContext) -> None:
+            raise OSError("no such port")
+
+        def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float]:
+            return []
+
+    with pytest.raises(StepError, match="The reward Broken of step align cannot be started") as caught:
+        chain(base, reward=Broken()).run(tmp_path / "run")
+    assert "no such port" in str(caught.value) and caught.value.details["reward"] == "Broken"
+    assert toy_plugin.RUNS == ["sft", "reward"]
+
+
+# ---------------------------------------------------------------- data that know their method
+
+
+class Store:
+    """Data that know which method learns from them, and give the shape that it takes."""
+
+    name = "store"
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def best_method(self, stage: str) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def as_dataset(self, accepts: Sequence[str], *, limit: int | None = None, on_bad_row: str = "error") -> Any:
+        from tunekit.data import load_dataset
+
+        rows = [{"prompt": "a"}] if "prompt" in accepts else PAIRS
+        return load_dataset(rows, accepts=accepts, limit=limit, on_bad_row=on_bad_row)
+
+
+def test_data_may_choose_the_method(base: Pipeline, tmp_path: Path) -> None:
+    store = Store(("maybe", "it has prompts only."))
+    line = base.align(data=store)
+    assert ("note", "align", "method-chosen") in found(line)
+    assert "maybe was chosen for the data of align: it has prompts only" in line.explain()
+    events: list[Event] = []
+    result = line.run(tmp_path / "run", on_event=events.append)
+    assert result.step("align").component == "inline/maybe"
+    notices = [event.message for event in events if isinstance(event, Notice) and event.code == "method-chosen"]
+    assert notices == ["maybe was chosen for the data: it has prompts only."]
+    named = base.align(method="dpo", data=store)
+    assert found(named) == [] and "chosen" not in named.explain()
+
+
+def test_data_without_a_method_say_why(base: Pipeline) -> None:
+    from tunekit.errors import DataError
+
+    none = base.align(data=Store(DataError("3 thumbs are too few.", code="no-method", fix="collect more")))
+    assert ("error", "align", "no-method") in found(none)
+    with pytest.raises(CheckFailed, match="3 thumbs are too few"):
+        none.explain()
+    assert ("error", "align", "wrong-answer") in found(base.align(data=Store(3)))
+    assert found(base.align(data=Store(None))) == [], "no opinion: the usual method"
