@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tunekit.plugins.decorators import exporter as exporter
     from tunekit.plugins.decorators import model as model
     from tunekit.plugins.decorators import quantizer as quantizer
+    from tunekit.plugins.decorators import reward as reward
     from tunekit.plugins.decorators import step as step
     from tunekit.plugins.decorators import tracker as tracker
     from tunekit.plugins.decorators import trainer as trainer
@@ -94,6 +95,7 @@ _WHERE = {
         "exporter",
         "model",
         "quantizer",
+        "reward",
         "step",
         "tracker",
         "trainer",
