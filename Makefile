@@ -2,6 +2,7 @@
 # make test    set up .venv and run every check and test
 # make lint    set up .venv and run the static checks only
 # make api     set up .venv and compare the public API with the last release
+# make oldest  set up .venv and run the tests of losses against the oldest TRL that is supported
 # make clean   remove .venv, caches and runs
 #
 # PYTHON=python3.12 make test       another interpreter
@@ -20,8 +21,11 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.toml)))
 SOURCES := src $(wildcard plugins/*/src)
 PROJECTS := pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS))
+OLDEST_TRL := 1.14.2
+TRL_TESTS := plugins/tunekit-trl/tests/test_trl_dpo.py plugins/tunekit-trl/tests/test_trl_fidelity.py \
+	$(sort $(wildcard plugins/tunekit-trl/tests/test_trl_*oracle*.py plugins/tunekit-trl/tests/test_trl_online*.py))
 
-.PHONY: demo test lint api setup clean
+.PHONY: demo test lint api oldest setup clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -38,6 +42,14 @@ lint: $(VENV)/.ready
 
 api: $(VENV)/.ready
 	$(BIN)/python scripts/check_api.py
+
+# Beside the newest, which is installed: the package alone, in a folder of its own that comes first.
+oldest: $(VENV)/.ready
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_FLAGS) --no-deps --upgrade \
+		--target $(VENV)/oldest trl==$(OLDEST_TRL)
+	PYTHONPATH=$(VENV)/oldest $(BIN)/python -c "import trl; assert trl.__version__ == '$(OLDEST_TRL)', trl.__version__"
+	PYTHONPATH=$(VENV)/oldest HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest $(PYTEST_FLAGS) $(TRL_TESTS)
 
 setup: $(VENV)/.ready
 

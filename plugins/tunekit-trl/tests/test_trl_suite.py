@@ -1,4 +1,4 @@
-"""The laws of trainers, for both trainers of tunekit-trl, in full and through LoRA."""
+"""The laws of trainers, for the trainers of tunekit-trl on given texts, in full and through LoRA."""
 
 from __future__ import annotations
 
@@ -40,3 +40,18 @@ class TestSftThroughLora(_ThroughLora, TestSft):
 
 class TestDpoThroughLora(_ThroughLora, TestDpo):
     pass
+
+
+class TestOrpo(TrainerSuite):
+    name = "tunekit-trl/orpo"
+    steps_after_cancel = 0
+
+
+class TestCpoThroughLora(_ThroughLora, TrainerSuite):
+    name = "tunekit-trl/cpo"
+    steps_after_cancel = 0
+
+
+class TestSimpoThroughLora(_ThroughLora, TrainerSuite):
+    name = "tunekit-trl/simpo"
+    steps_after_cancel = 0
