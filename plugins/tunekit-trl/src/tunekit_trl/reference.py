@@ -44,7 +44,8 @@ def reference_logps(ctx: StepContext, trainer: hf.CompletionTrainer, groups: Seq
     # Rows of about one length together.
     order = sorted(range(len(groups)), key=lambda number: -groups[number].tokens)
     found: list[list[float]] = [[]] * len(groups)
-    with ctx.adapter.detached(model) if ctx.adapter else contextlib.nullcontext():
+    detached = ctx.adapter.detached(model) if ctx.adapter else contextlib.nullcontext()
+    with detached, hf.fast_products(model):
         for begin in range(0, len(order), _AT_A_TIME):
             ctx.cancel.raise_if_cancelled()
             numbers = order[begin : begin + _AT_A_TIME]
