@@ -24,6 +24,7 @@ PLUGIN_OF = {
     "data-format": "tickets",
     "exporter": "Half",
     "quantizer": "Plugin",
+    "reward": "Brevity",
     "tracker": "Wall",
 }
 """Page to what it hands to the session."""
@@ -31,7 +32,7 @@ PLUGIN_OF = {
 
 def module_of(page: Path) -> str:
     """The component of a page, without its demonstration."""
-    return re.split(r"^(?:session|pair) = |^Path\(|^@step", code_of(page), maxsplit=1, flags=re.M)[0]
+    return re.split(r"^(?:session|pair) = |^Path\(|^@step|^@trainer", code_of(page), maxsplit=1, flags=re.M)[0]
 
 
 def suite_of(page: Path, plugin: str) -> str:

@@ -45,8 +45,8 @@ def rows_of(page: str) -> dict[str, str]:
     return dict(re.findall(r"^\| (called|by|return|answers|errors) \| (.+) \|$", page, re.M))
 
 
-def test_there_are_sixteen_hooks_with_a_page_each() -> None:
-    assert len(HOOKS) == 16
+def test_there_are_seventeen_hooks_with_a_page_each() -> None:
+    assert len(HOOKS) == 17
     assert {path.stem for path in HOOK_PAGES.glob("tunekit_*.md")} == set(HOOKS)
     index = (HOOK_PAGES / "index.md").read_text(encoding="utf-8")
     assert set(re.findall(r"\]\((tunekit_\w+)\.md\)", index)) == set(HOOKS)

@@ -16,6 +16,8 @@ from tunekit.testing import (
     DataFormatSuite,
     PluginSuite,
     QuantizerSuite,
+    RewardCase,
+    RewardSuite,
     TrackerSuite,
     TrainerSuite,
     isolated_session,
@@ -42,6 +44,19 @@ class TestCapitals(BenchmarkSuite):
     source = QUESTIONS
     constant_share = 3 / 12
     known_answers = {"capitals/1": "Paris", "capitals/2": "Tokyo"}
+
+
+class TestWords(RewardSuite):
+    name = "tunekit-example/words"
+    cases = (
+        RewardCase(prompt="Say red twice.", completion="red red", score=0.0),
+        RewardCase(prompt="Say red twice.", completion="red", score=-1.0),
+        RewardCase(prompt=[{"role": "user", "content": "Say red."}], completion="red red red red", score=-2.0),
+    )
+
+    @pytest.fixture
+    def options(self) -> dict[str, Any]:
+        return {"words": 2}
 
 
 class TestChatlog(DataFormatSuite):

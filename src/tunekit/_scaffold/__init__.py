@@ -79,6 +79,16 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
         "needs": (_TORCH, _TRANSFORMERS),
         "test": (_LOADING,),
     },
+    "reward": {
+        "spec": "RewardSpec",
+        "hook": "tunekit_rewards",
+        "suite": "RewardSuite",
+        "options": True,
+        "usage": 'Pipeline(model="my-model").align(method="grpo", prompts="prompts.jsonl", reward="{name}").run()',
+        "summary": "Scores completions by whether their last number is the answer of the row",
+        "needs": (),
+        "test": (),
+    },
     "step": {
         "spec": "StepSpec",
         "hook": "tunekit_steps",

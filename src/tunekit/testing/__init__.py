@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from tunekit.testing.plugin_suite import PluginSuite as PluginSuite
     from tunekit.testing.quantizer_suite import QuantizerSuite as QuantizerSuite
     from tunekit.testing.recording import RecordingEvents as RecordingEvents
+    from tunekit.testing.reward_suite import RewardCase as RewardCase
+    from tunekit.testing.reward_suite import RewardSuite as RewardSuite
     from tunekit.testing.sessions import isolated_session as isolated_session
     from tunekit.testing.state import watch_global_state as watch_global_state
     from tunekit.testing.suite import Suite as Suite
@@ -56,6 +58,7 @@ _WHERE = {
     "tunekit.testing.plugin_suite": ("PluginSuite",),
     "tunekit.testing.quantizer_suite": ("QuantizerSuite",),
     "tunekit.testing.recording": ("RecordingEvents",),
+    "tunekit.testing.reward_suite": ("RewardCase", "RewardSuite"),
     "tunekit.testing.sessions": ("isolated_session",),
     "tunekit.testing.state": ("watch_global_state",),
     "tunekit.testing.suite": ("Suite",),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import inspect
 import json
@@ -352,6 +353,8 @@ def _shape(kind: str, target: str) -> str:
     value = load_target(target)
     if not callable(value):
         return f"it is {value!r}, which cannot be called"
+    if kind == "reward":
+        return _reward_shape(target, value)
     if kind not in BUILT_WITH:
         return ""
     arguments = BUILT_WITH[kind]
@@ -369,6 +372,29 @@ def _shape(kind: str, target: str) -> str:
         if not _takes(function, len(positional) + (0 if bound else 1), keywords):
             return f"its {method} cannot be called as {call}; it is {method}{inspect.signature(function)}"
     return ""
+
+
+def _reward_shape(target: str, value: Any) -> str:
+    """A class whose objects can be called with prompts and completions, or a function that can."""
+    call = "(prompts=..., completions=..., **columns)"
+    name = target.partition(":")[2]
+    if not inspect.isclass(value):
+        # A factory takes the options; a function that scores takes the batch.
+        return "" if _takes(value, 1, ()) or _takes_some(value) else f"it cannot be called as {name}{call}"
+    if not any("__call__" in vars(base) for base in value.__mro__):
+        return f"its objects cannot be called: it has no method __call__{call}"
+    if not (_takes(value, 0, ()) or _takes(value, 1, ())):
+        return f"it cannot be called as {name}() or {name}(options)"
+    scores = getattr(value, "__call__")  # noqa: B004, B009  (the method, not whether there is one)
+    return "" if _takes_some(functools.partial(scores, None)) else f"its __call__ cannot be called as __call__{call}"
+
+
+def _takes_some(function: Any) -> bool:
+    try:
+        inspect.signature(function).bind_partial(prompts=(), completions=())
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _is_bound(owner: type, method: str) -> bool:

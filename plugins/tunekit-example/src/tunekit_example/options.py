@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
+from pydantic import Field
+
 from tunekit.plugins import Options, TrainOptions
 
 RATES = {"full": 2e-5, "adapter": 2e-4}
@@ -27,6 +29,13 @@ class RtnOptions(Options):
 
     scheme: Literal["int8"] = "int8"
     """Width of the stored weights."""
+
+
+class WordsOptions(Options):
+    """How long an answer should be."""
+
+    words: int = Field(default=20, ge=1, json_schema_extra={"unit": "words"})
+    """Words of the best answer."""
 
 
 class CsvOptions(Options):

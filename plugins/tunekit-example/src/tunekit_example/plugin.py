@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tunekit.plugins import BenchmarkSpec, DataFormatSpec, QuantizerSpec, TrackerSpec, TrainerSpec, hookimpl
+from tunekit.plugins import BenchmarkSpec, DataFormatSpec, QuantizerSpec, RewardSpec, TrackerSpec, TrainerSpec, hookimpl
 
 if TYPE_CHECKING:
     from tunekit.plugins import ModelSource
@@ -55,6 +55,19 @@ def tunekit_benchmarks() -> list[BenchmarkSpec]:
             summary="Twelve questions on capitals, four choices each, by log-likelihood",
             needs="loglikelihood",
             sample=True,
+        )
+    ]
+
+
+@hookimpl
+def tunekit_rewards() -> list[RewardSpec]:
+    """Used by ``align(method="grpo", reward="words")``."""
+    return [
+        RewardSpec(
+            name="words",
+            target="tunekit_example.reward:WordsReward",
+            options="tunekit_example.options:WordsOptions",
+            summary="Answers of about so many words",
         )
     ]
 
