@@ -72,6 +72,7 @@ class _Online:
         model = ctx.adapter.attach(loaded.model, seed=ctx.seed) if ctx.adapter else loaded.model
         _tell_dropout(ctx, model)
         with borrowed(model, tokenizer), dropout_off(model):
+            before = hf.start_samples(ctx, model, tokenizer)
             trainer = OnlineTrainer(ctx, model, tokenizer, rows, self.objective(options), held_out)
             outcome = hf.train(ctx, trainer)
             history = trainer.state.log_history
@@ -80,6 +81,8 @@ class _Online:
             details = trainer.facts()
             del trainer
             gc.collect()
+            details |= hf.compare_samples(ctx, model, tokenizer, before=before)
+            del before
         return hf.finish(
             ctx,
             model,

@@ -178,10 +178,10 @@ class GrpoObjective(OnlineObjective):
             away = flat.tokens("ref", None) - values
             # Schulman's estimator k3: never negative, and without bias.
             kl = away.exp() - away - 1
-            losses = losses + options.beta * kl
+            losses = losses + options.beta * (kl * ratio if options.use_bias_correction_kl else kl)
             measured["kl"] = (kl.detach() * kept, 0.0)
         if logps.entropy is not None:
-            measured["entropy"] = (logps.entropy * kept, 0.0)
+            measured["entropy"] = (logps.entropy.detach() * kept, 0.0)
         losses = losses * kept
         if options.loss_type in ("grpo", "sapo"):
             loss = flat.means(losses).sum() / max(totals["completions"], 1.0)
@@ -245,7 +245,7 @@ class RlooObjective(OnlineObjective):
         if rows[0].get("kl") is not None:
             measured["kl"] = (flat.per_completion("kl").sum(), float(sum(logps.lengths)))
         if logps.entropy is not None:
-            measured["entropy"] = (logps.entropy.sum(), float(len(logps.entropy)))
+            measured["entropy"] = (logps.entropy.detach().sum(), float(len(logps.entropy)))
         return hf.ObjectiveLoss(losses.sum() / max(totals["completions"], 1.0), measured)
 
 
@@ -309,7 +309,7 @@ class OnlineDpoObjective(OnlineObjective):
             "pairs": (weights.sum(), float(len(rows))),
         }
         if logps.entropy is not None:
-            measured["entropy"] = (logps.entropy.sum(), float(len(logps.entropy)))
+            measured["entropy"] = (logps.entropy.detach().sum(), float(len(logps.entropy)))
         return hf.ObjectiveLoss((losses * weights).sum() / max(totals["pairs"], 1.0), measured)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tunekit.plugins import ValidatedOptions
+from tunekit.plugins import SampleOptions, ValidatedOptions
 
 __all__ = ["GrpoOptions", "OnlineDpoOptions", "OnlineOptions", "RlooOptions"]
 
@@ -17,7 +17,7 @@ regret")."""
 CLIPPED = ("grpo", "dapo", "dr_grpo", "luspo")
 
 
-class OnlineOptions(ValidatedOptions):
+class OnlineOptions(ValidatedOptions, SampleOptions):
     """What all of them share: how completions are written.
 
     ``batch_size`` counts prompts; each is completed ``num_generations`` times, so that a group of completions is never
@@ -100,6 +100,9 @@ class GrpoOptions(_Clipping):
     """``sequence``: one ratio for a completion, the geometric mean over its tokens (GSPO, arXiv:2507.18071)."""
     beta: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence from the reference."""
+    use_bias_correction_kl: bool = True
+    """Multiply the KL estimate by the ratio of probabilities, so that its gradient is that of the KL divergence also
+    where nothing was updated yet (DeepSeek-V3.2, arXiv:2512.02556). False: as in the first paper."""
     delta: float | None = Field(default=None, gt=1)
     """Upper limit of the ratio where the advantage is negative (two-sided clipping, arXiv:2505.07291). None: none."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
@@ -114,6 +117,8 @@ class GrpoOptions(_Clipping):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
+        if self.beta == 0:
+            self._without_effect(("use_bias_correction_kl",), "with beta=0")
         if self.loss_type != "sapo":
             self._without_effect(("sapo_temperature_pos", "sapo_temperature_neg"), f"with loss_type={self.loss_type!r}")
         if self.loss_type not in CLIPPED:

@@ -156,6 +156,25 @@ def tunekit_rewards() -> Iterable[RewardSpec]:
     """What completions are scored with."""
     return [
         RewardSpec(
+            name="exact-match",
+            target="tunekit_trl.rewards.rules:ExactMatch",
+            options="tunekit_trl.rewards.options:ExactMatchOptions",
+            summary="1 for the right final answer (numbers, GSM8K, boxed LaTeX), else 0",
+            columns=("answer",),
+        ),
+        RewardSpec(
+            name="format",
+            target="tunekit_trl.rewards.rules:Format",
+            options="tunekit_trl.rewards.options:FormatOptions",
+            summary="1 for a completion that a regular expression matches, else 0",
+        ),
+        RewardSpec(
+            name="length",
+            target="tunekit_trl.rewards.rules:Length",
+            options="tunekit_trl.rewards.options:LengthOptions",
+            summary="0 for a good length, down to -1 for one that is too long or far from a target",
+        ),
+        RewardSpec(
             name="reward-model",
             target="tunekit_trl.reward_model:RewardModel",
             options="tunekit_trl.reward_options:RewardModelOptions",
