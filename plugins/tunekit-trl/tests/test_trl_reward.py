@@ -406,6 +406,10 @@ def test_rows_that_say_nothing_are_errors_with_their_number(tmp_path: Path) -> N
             tmp_path / "d",
             [{"prompt": "p", "completion": "a", "score": 1.0}, {"prompt": "q", "completion": "b", "score": 1.0}],
         )
+    same = {"prompt": "Say it.", "completions": ["it", "it"], "ranks": [0, 1]}
+    artifact, ctx = run(tmp_path / "same", [*RANKED, same], max_steps=1)
+    assert artifact.details["data"]["repeated_rows"] == 1 and artifact.details["data"]["rows"] == 5
+    assert "repeated-answers" in ctx.events.codes()
     artifact, ctx = run(tmp_path / "e", rows, on_bad_row="skip", max_steps=1)
     assert artifact.details["data"]["skipped_rows"] == 1 and "rows-skipped" in ctx.events.codes()
 
@@ -499,6 +503,25 @@ def test_preview_shows_every_answer_whole() -> None:
     assert [row.target for row in shown(RATED[:2])] == [f"score {RATED[0]['score']:g}", "score 1"]
     (problem,) = shown([{"prompt": "p", "chosen": "x" * 90 + "a", "rejected": "x" * 90 + "b"}])
     assert problem.code == "equal-answers" and not problem.skipped
+
+
+@pytest.mark.parametrize(
+    ("path", "schema", "rows"),
+    [
+        ("llamafactory/dpo_en_demo.json", "preference", 150),
+        ("llamafactory/dpo_zh_demo.json", "preference", 300),
+        ("hh-rlhf/harmless-base/test.jsonl.gz", "preference", 1157),
+        ("open-assistant/oaast_rm_zh.json", "ranked", 319),
+        ("llamafactory/kto_en_demo.json", "feedback", 150),
+        ("sst2/dev.tsv", "regression", 872),
+    ],
+)
+def test_real_sets_by_path_alone(path: str, schema: str, rows: int, shared_data: Path) -> None:
+    data = load_dataset(shared_data / path, accepts=ACCEPTS)
+    assert data.schema == schema
+    made = encode_answers(Encoder(driver.byte_tokenizer(), 100_000), [row for _, row in data.read()], schema)
+    usable = [row for row in made if not isinstance(row, DataError)]
+    assert len(usable) == rows and {row.code for row in made if isinstance(row, DataError)} <= {"repeated-answers"}
 
 
 @pytest.mark.slow

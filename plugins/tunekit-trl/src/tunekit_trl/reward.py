@@ -160,6 +160,11 @@ def _tell(ctx: StepContext, facts: RewardFacts) -> None:
     if facts.skipped:
         shown = "; ".join(f"row {number}: {reason}" for number, reason in facts.skipped[:5])
         ctx.notice("rows-skipped", f"{facts.skipped_rows:,} rows with nothing to learn were left out ({shown}).")
+    if facts.repeated:
+        ctx.notice(
+            "repeated-answers",
+            f"{facts.repeated:,} ranked lists hold one text only, again and again, and were left out.",
+        )
     if 0 < facts.margins < facts.rows:
         ctx.notice(
             "margins-missing",

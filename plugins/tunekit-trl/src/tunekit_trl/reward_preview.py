@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -10,7 +11,7 @@ from tunekit.errors import DataError
 from tunekit.plugins import PreviewContext, PreviewRow, hf
 from tunekit_trl.encoding import IGNORED
 from tunekit_trl.preview import _encoder, _problem
-from tunekit_trl.reward_rows import RewardRow, encode_answers
+from tunekit_trl.reward_rows import REPEATED, RewardRow, encode_answers
 
 __all__ = ["reward"]
 
@@ -27,7 +28,8 @@ def reward(ctx: PreviewContext) -> Iterator[PreviewRow]:
             made = encode_answers(encoder, [row for _, row in batch], ctx.data.schema, ctx.options.margin_weight)
         for (raw, _), found in zip(batch, made, strict=True):
             if isinstance(found, DataError):
-                yield _problem(ctx, raw, found)
+                problem = _problem(ctx, raw, found)
+                yield replace(problem, skipped=True) if found.code == REPEATED else problem
                 continue
             for number, (ids, cut) in enumerate(zip(found.sequences, found.cuts, strict=True)):
                 yield PreviewRow(

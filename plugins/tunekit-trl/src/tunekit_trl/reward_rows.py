@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -13,9 +13,22 @@ from tunekit.plugins import StepContext
 from tunekit_trl.encoding import Encoder, Example
 from tunekit_trl.rows import DataFacts, encode_rows
 
-__all__ = ["RewardFacts", "RewardRow", "Scale", "answers_of", "encode_answers", "reward_rows", "shared_prompt"]
+__all__ = [
+    "REPEATED",
+    "RewardFacts",
+    "RewardRow",
+    "Scale",
+    "answers_of",
+    "encode_answers",
+    "reward_rows",
+    "shared_prompt",
+]
 
 Row = Mapping[str, Any]
+
+REPEATED = "repeated-answers"
+"""Code of a ranked list whose answers are all the same text, such as a refusal. Real lists hold them; they are left out
+and counted."""
 
 
 @dataclass
@@ -70,6 +83,8 @@ class RewardFacts(DataFacts):
     """With what answers share counted once."""
     margins: int = 0
     """Rows with a margin."""
+    repeated: int = 0
+    """Lists that were left out, since all their answers are one text."""
 
     def add(self, row: RewardRow) -> None:
         """Count one row."""
@@ -101,6 +116,7 @@ class RewardFacts(DataFacts):
             "rows_with_margin": self.margins,
             "appended_stop_tokens": self.appended_stops,
             "skipped_rows": self.skipped_rows,
+            "repeated_rows": self.repeated,
         }
 
 
@@ -114,12 +130,20 @@ def reward_rows(
     """
     template = "plain text" if data.schema == "regression" else encoder.template
     facts = RewardFacts(template, encoder.max_length, "the answer as a whole")
-    encode: Callable[[list[dict[str, Any]]], list[RewardRow | DataError]] = lambda rows: encode_answers(  # noqa: E731
-        encoder, rows, data.schema, margin_weight
-    )
-    rows = encode_rows(ctx, data, facts, encode)
-    for row in rows:
-        facts.add(row)
+
+    def encode(rows: list[dict[str, Any]]) -> list[RewardRow | DataError]:
+        made = encode_answers(encoder, rows, data.schema, margin_weight)
+        return [RewardRow([]) if isinstance(row, DataError) and row.code == REPEATED else row for row in made]
+
+    rows = []
+    for row in encode_rows(ctx, data, facts, encode):
+        if row.sequences:
+            facts.add(row)
+            rows.append(row)
+        else:
+            facts.repeated += 1
+    if not rows:
+        raise DataError(f"{data.name} has no row to train on.", code="empty-dataset", found="lists of one answer each")
     return rows, facts
 
 
@@ -188,6 +212,8 @@ def _judged(row: Row, schema: str, examples: Sequence[Example], margin_weight: f
         return made
     if not unequal:
         return DataError("all answers have the same rank, so there is nothing to learn", code="no-targets")
+    if schema == "ranked" and not any(made.cuts):
+        return DataError("all answers are one text, so there is nothing to learn", code=REPEATED)
     longest = max(len(ids) + cut for ids, cut in zip(made.sequences, made.cuts, strict=True))
     return DataError(
         f"the answers are the same in the first {max(map(len, made.sequences))} tokens",
@@ -196,7 +222,7 @@ def _judged(row: Row, schema: str, examples: Sequence[Example], margin_weight: f
     )
 
 
-def shared_prompt(sequences: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+def shared_prompt(sequences: Sequence[list[int]]) -> tuple[list[int], list[list[int]]]:
     """The tokens that all of ``sequences`` begin with, and the rest of each, at least one token."""
     length = min(len(ids) for ids in sequences) - 1 if len(sequences) > 1 else 0
     first, last = min(sequences), max(sequences)  # what these two share, all share
