@@ -58,8 +58,7 @@ def _rewards(events: Any) -> list[float]:
 
 
 def test_grpo_learns_to_add(guesser: LoadedModel, tmp_path: Path) -> None:
-    """Issue: exact match from under 0.2 to over 0.8."""
-    events = driver.Events()
+    """Exact match from under 0.2 to over 0.8, through the pipeline and the reward's name."""
     result = (
         tunekit.Pipeline(model=(guesser.model, guesser.tokenizer))
         .align(
@@ -78,11 +77,12 @@ def test_grpo_learns_to_add(guesser: LoadedModel, tmp_path: Path) -> None:
         )
         .run(workdir=tmp_path)
     )
-    artifact = result.steps["align"].artifact if hasattr(result, "steps") else None
-    assert artifact is not None, events
-    assert artifact.metrics["reward_first_quarter"] < 0.5
-    win = artifact.details["win_rate"]
-    assert win["reward_before"] < 0.35 and win["reward_after"] > 0.8
+    artifact = result.step("align").artifact
+    assert artifact is not None
+    rewards = [line["reward"] for line in result.step("align").history if "reward" in line]
+    assert rewards[0] < 0.2
+    assert sum(rewards[-3:]) / 3 > 0.8
+    assert artifact.details["win_rate"]["wins"] > artifact.details["win_rate"]["losses"]
 
 
 @pytest.mark.parametrize(

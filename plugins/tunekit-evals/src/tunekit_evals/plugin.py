@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tunekit.plugins import BenchmarkSpec, Finding, StepSpec, hookimpl
+from tunekit.plugins import BenchmarkSpec, Finding, RewardSpec, StepSpec, hookimpl
 from tunekit_evals.choice_specs import SETS, choice_specs
 from tunekit_evals.knowledge_specs import knowledge_specs
 from tunekit_evals.long_text_specs import long_text_specs
@@ -102,5 +102,20 @@ def tunekit_steps() -> list[StepSpec]:
             requires=_REQUIRES,
             makes="report",
             preview="tunekit_evals.prompt_preview:preview",
+        )
+    ]
+
+
+@hookimpl
+def tunekit_rewards() -> list[RewardSpec]:
+    """What completions are scored with."""
+    return [
+        RewardSpec(
+            name="code-tests",
+            target="tunekit_evals.code_reward:CodeTests",
+            options="tunekit_evals.code_reward_options:CodeTestsOptions",
+            summary="1 for a program that passes the tests of its row, run in isolation, else 0",
+            columns=("tests",),
+            runs_code=True,
         )
     ]

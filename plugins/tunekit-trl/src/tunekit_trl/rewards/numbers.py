@@ -19,6 +19,7 @@ _NUMBER = re.compile(
 _PHRASE = re.compile(
     r"(?:final\s+answer|answer|result)\s*(?:is|are|:|=)+\s*:?\s*(.+?)(?:(?<!\d)\.(?=\s|$)|\.$|\.\s|\n|$)", re.IGNORECASE
 )
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 _ROOT = re.compile(r"\\sqrt\s*(\d)")
 _TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf|operatorname)\s*\{([^{}]*)\}")
@@ -34,14 +35,16 @@ _MOST_DIGITS = 400
 
 def boxed(text: str) -> str | None:
     r"""What the last complete ``\boxed{}`` (or ``\fbox{}``) holds; braces may be nested. None: there is none."""
-    found = None
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
-        depth = 1
-        for at in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[at], 0) if text[at - 1] != "\\" else 0
-            if depth == 0:
-                found = text[match.end() : at].strip()
-                break
+    best, found = -1, None
+    open_braces: list[int] = []
+    for match in _BRACES.finditer(text):
+        sign = match.group()
+        if sign == "}":
+            begin = open_braces.pop() if open_braces else -1
+            if begin > best:
+                best, found = begin, text[begin : match.start()].strip()
+        elif sign.endswith("{") and not sign.startswith("\\{"):
+            open_braces.append(match.end() if len(sign) > 1 else -1)
     return found
 
 

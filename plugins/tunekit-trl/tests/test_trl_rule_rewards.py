@@ -1,0 +1,140 @@
+"""Rewards that check by rule: final answers, forms, lengths. No torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tunekit.errors import StepError
+from tunekit_trl.rewards.numbers import boxed, final_answer, last_number, same_answer
+from tunekit_trl.rewards.options import ExactMatchOptions, FormatOptions, LengthOptions
+from tunekit_trl.rewards.rules import ExactMatch, Format, Length
+
+
+@pytest.mark.parametrize(
+    ("text", "extract", "answer"),
+    [
+        ("6 * 7 = 42\n#### 42", "auto", "42"),
+        ("#### 41\nNo, once more.\n#### 42", "gsm8k", "42"),
+        ("It is 42.", "gsm8k", None),
+        (r"so \boxed{\frac{1}{2}} it is", "auto", r"\frac{1}{2}"),
+        (r"\boxed{1} then \boxed{2", "boxed", "1"),
+        (r"\boxed{\{1,2\}}", "boxed", r"\{1,2\}"),
+        ("Two and two: 4", "auto", "4"),
+        ("The answer is 12. I checked it 3 times.", "auto", "12"),
+        ("The final answer is: $1,200.50.", "auto", "$1,200.50"),
+        ("The answer is blue.", "auto", "blue"),
+        ("no numbers here", "last-number", None),
+        ("from 3.5 to -2", "last-number", "-2"),
+        ("in 2024, v1.2 sold 1,000,000.", "last-number", "1,000,000"),
+        ("  all of it ", "text", "all of it"),
+        ("", "auto", None),
+    ],
+)
+def test_final_answers(text: str, extract: str, answer: str | None) -> None:
+    assert final_answer(text, extract) == answer
+
+
+@pytest.mark.parametrize(
+    ("given", "right", "same"),
+    [
+        ("1,200", "1200", True),
+        ("1200.0", "1200", True),
+        ("$18", "18", True),
+        ("18 dollars", "18", True),
+        ("50%", "50", True),
+        (r"50\%", "50", True),
+        ("0.5", r"\frac{1}{2}", True),
+        (r"\dfrac12", "1/2", True),
+        ("1/3", "0.333", False),
+        ("-7", "7", False),
+        ("\u22127", "-7", True),
+        ("x = 5", "5", True),
+        ("5.", "5", True),
+        (r"\text{Blue}", "blue", True),
+        (r"90^\circ", "90", True),
+        (r"\sqrt2", r"\sqrt{2}", True),
+        (r"\left( 1, 2 \right)", "(1,2)", True),
+        ("12", "1,2", False),
+        ("1e3", "1000", True),
+        ("nan", "5", False),
+        ("1/0", "5", False),
+        ("", "", False),
+    ],
+)
+def test_same_answers(given: str, right: str, same: bool) -> None:
+    assert same_answer(given, right) is same
+
+
+def test_numbers_with_endless_digits_take_no_time() -> None:
+    """What a model writes may be anything: 10 to the power of a billion is not computed."""
+    assert same_answer("1e999999999", "5") is False
+    assert same_answer("9" * 100_000, "9" * 100_000) is True
+    assert last_number("1" * 5000 + " 2") == "2"
+    assert boxed(r"\boxed{" * 2000) is None
+
+
+def test_tolerance_is_a_share_of_the_right_number() -> None:
+    assert same_answer("3.14", "3.1416", 0.001) and not same_answer("3.13", "3.1416", 0.001)
+
+
+def test_gsm8ks_own_solutions_are_right(shared_data: Path) -> None:
+    """Each solution ends in its answer; each is wrong for the next problem's unless they are equal."""
+    lines = (shared_data / "gsm8k" / "test.jsonl").read_text("utf-8").splitlines()[:400]
+    answers = [json.loads(line)["answer"] for line in lines]
+    reward = ExactMatch(ExactMatchOptions())
+    assert reward([""] * len(answers), answers, answer=answers) == [1.0] * len(answers)
+    plain = [f"So the answer is {text.rpartition('####')[2].strip()}." for text in answers]
+    assert reward([""] * len(answers), plain, answer=answers) == [1.0] * len(answers)
+    shifted = answers[1:] + answers[:1]
+    finals = [text.rpartition("####")[2].strip() for text in answers]
+    equal = [float(a == b) for a, b in zip(finals, finals[1:] + finals[:1], strict=True)]
+    assert reward([""] * len(answers), answers, answer=shifted) == equal
+
+
+def test_exact_match_takes_messages_lists_and_rows_without_an_answer() -> None:
+    reward = ExactMatch(ExactMatchOptions(answer="solution", right=2.0, wrong=-1.0))
+    message = [{"role": "assistant", "content": "It is 4"}]
+    scores = reward([None] * 4, [message, "5", "nothing", "7"], solution=[4, ["4", "5"], "6", None])
+    assert scores == [2.0, 2.0, -1.0, None]
+    with pytest.raises(StepError, match="needs a column 'solution'") as caught:
+        reward(["a"], ["b"], solutions=["4"], finished=[True])
+    assert caught.value.suggestions == ("solutions",)
+
+
+def test_format_matches_all_of_a_completion() -> None:
+    reward = Format(FormatOptions())
+    good = "<think>\nhm\n</think>\n<answer>4</answer>\n"
+    assert reward([""] * 3, [good, good + "more", "4"]) == [1.0, 0.0, 0.0]
+    starts = Format(FormatOptions(pattern=r"\d+", match="start", right=0.5, wrong=-0.5))
+    assert starts([""] * 2, [" 12 b", "b 12"]) == [0.5, -0.5]
+    with pytest.raises(ValidationError, match="no regular expression"):
+        FormatOptions(pattern="(")
+
+
+def test_length_falls_in_a_straight_line() -> None:
+    """DAPO's equation 13: 0 up to max - buffer, -1 from max on."""
+    reward = Length(LengthOptions(max=10, buffer=4))
+    ids = [[0] * length for length in (1, 6, 7, 8, 10, 11)]
+    assert reward([""] * 6, [""] * 6, completion_ids=ids) == [0.0, 0.0, -0.25, -0.5, -1.0, -1.0]
+    words = Length(LengthOptions(unit="words", target=4))
+    assert words([""] * 4, ["a b c d", "a b c", "a b c d e f", " ".join("a" * 99)]) == [0.0, -0.25, -0.5, -1.0]
+    with pytest.raises(StepError, match="counts tokens"):
+        reward([""], ["x"])
+
+
+@pytest.mark.parametrize("wrong", [{}, {"target": 3, "max": 4}, {"target": 3, "buffer": 1}, {"max": 3, "buffer": 4}])
+def test_length_has_one_aim(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        LengthOptions(**wrong)
+
+
+def test_rewards_import_no_torch() -> None:
+    code = "import sys, tunekit_trl.rewards.rules, tunekit_trl.online_options; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

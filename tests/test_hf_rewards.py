@@ -1,0 +1,92 @@
+"""Scores of several rewards, checked and added up."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from tunekit.context import BoundReward
+from tunekit.errors import DataError, StepError
+from tunekit.plugins import hf
+
+
+def _reward(scores: Any, name: str = "r", weight: float = 1.0) -> BoundReward:
+    def give(prompts: Any, completions: Any, **columns: Any) -> Any:
+        return scores(columns) if callable(scores) else scores
+
+    return BoundReward(name=name, reward=give, weight=weight)
+
+
+def test_weights_multiply_what_each_reward_says() -> None:
+    made = hf.score(
+        [_reward([1, None, 0.5], "a", 2.0), _reward([None, 3.0, -1.0], "b", 0.5)], ["p"] * 3, ["x", "y", "z"], {}
+    )
+    assert made.total == [2.0, 1.5, 0.5]
+    assert made.by_name == {"a": [1.0, None, 0.5], "b": [None, 3.0, -1.0]}
+    assert made.mean("a") == 0.75 and made.mean("b") == 1.0
+
+
+def test_columns_are_handed_on() -> None:
+    made = hf.score(
+        [_reward(lambda columns: [float(value) for value in columns["answer"]])], ["p"], ["x"], {"answer": ["7"]}
+    )
+    assert made.total == [7.0]
+
+
+class _Tensor:
+    """What arrays and tensors have."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = values
+
+    def tolist(self) -> list[float]:
+        return self.values
+
+
+def test_arrays_are_lists_and_truth_is_a_number() -> None:
+    assert hf.score([_reward(_Tensor([1.0, 2.0]))], ["p"] * 2, ["x"] * 2, {}).total == [1.0, 2.0]
+    assert hf.score([_reward((True, False))], ["p"] * 2, ["x"] * 2, {}).total == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "code", "says"),
+    [
+        ([1.0], "reward-scores", "1 scores for 2"),
+        (1.0, "reward-scores", "no list"),
+        ("ab", "reward-scores", "no list"),
+        ([1.0, "2"], "reward-scores", "no number"),
+        ([math.nan, 1.0], "reward-not-finite", "not finite"),
+        ([1.0, math.inf], "reward-not-finite", "not finite"),
+        ([1.0, None], "no-score", "No reward has anything to say"),
+        (lambda columns: 1 / 0, "reward-failed", "ZeroDivisionError"),
+        (lambda columns: columns["answr"], "reward-column", "a column that the rows do not have"),
+    ],
+)
+def test_what_is_wrong_names_the_reward(scores: Any, code: str, says: str) -> None:
+    with pytest.raises(StepError, match=says) as caught:
+        hf.score([_reward(scores, "mine")], ["p"] * 2, ["x", "y"], {"answer": [1, 2]})
+    assert caught.value.code == code
+    assert "mine" in str(caught.value)
+    if code == "reward-column":
+        assert caught.value.suggestions == ("answer",)
+
+
+def test_errors_of_tunekit_pass() -> None:
+    def fail(prompts: Any, completions: Any, **columns: Any) -> Any:
+        raise DataError("mine")
+
+    with pytest.raises(DataError, match="mine"):
+        hf.score([BoundReward(name="r", reward=fail)], ["p"], ["x"], {})
+
+
+def test_arguments_that_do_not_fit_are_the_callers_mistake() -> None:
+    with pytest.raises(ValueError, match="no reward"):
+        hf.score([], ["p"], ["x"], {})
+    with pytest.raises(ValueError, match="2 prompts for 1"):
+        hf.score([_reward([1])], ["p", "q"], ["x"], {})
+    with pytest.raises(ValueError, match="Column a has 2 values"):
+        hf.score([_reward([1])], ["p"], ["x"], {"a": [1, 2]})
+    with pytest.raises(ValueError, match="one name"):
+        hf.score([_reward([1], "a"), _reward([1], "a")], ["p"], ["x"], {})
