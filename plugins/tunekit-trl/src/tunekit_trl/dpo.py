@@ -23,7 +23,18 @@ class PairTrainer(CompletionAlignment):
 
     def rows(self, ctx: StepContext, encoder: Encoder, data: Dataset) -> tuple[CompletionRows, DataFacts]:
         """Columns ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``."""
-        return pair_rows(ctx, encoder, data)
+        rows, facts = pair_rows(ctx, encoder, data, margins=self.margins(ctx))
+        if facts.margins and not self.margins(ctx) and data is ctx.data:
+            ctx.notice(
+                "margins-unused",
+                f"{facts.margins:,} pairs have a margin, which {ctx.step.component.name} does not use here; "
+                'align(method="dpo", offset=1.0) does.',
+            )
+        return rows, facts
+
+    def margins(self, ctx: StepContext) -> bool:
+        """Whether the loss needs the rows' margins."""
+        return False
 
     def has_reference(self, ctx: StepContext) -> bool:
         """None."""
@@ -31,9 +42,9 @@ class PairTrainer(CompletionAlignment):
 
     def details(self, ctx: StepContext) -> dict[str, Any]:
         """What the loss was."""
-        told = ("beta", "loss_type", "loss_weights", "gamma", "f_divergence", "nll_on", "nll_weight")
+        told = ("beta", "loss_type", "loss_weights", "gamma", "f_divergence", "offset", "nll_on", "nll_weight")
         options = ctx.options
-        return {name: getattr(options, name) for name in told if getattr(options, name, None) is not None}
+        return {name: getattr(options, name) for name in told if getattr(options, name, None)}
 
 
 class DpoTrainer(PairTrainer):
@@ -53,7 +64,12 @@ class DpoTrainer(PairTrainer):
             discopop_tau=options.discopop_tau,
             f_divergence=options.f_divergence,
             f_alpha=options.f_alpha,
+            offset=options.offset,
         )
+
+    def margins(self, ctx: StepContext) -> bool:
+        """With an offset."""
+        return bool(ctx.options.offset > 0)
 
     def ready(self, ctx: StepContext, trainer: hf.CompletionTrainer) -> None:
         """Have the reference checked with the first loss of a training that is not continued."""

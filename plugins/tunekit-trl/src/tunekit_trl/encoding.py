@@ -81,6 +81,8 @@ class Pair:
     boundary: str = "exact"
     stopped: tuple[bool, bool] = (False, False)
     """Whether the last token of chosen and rejected, blanks aside, is one that generation stops at."""
+    margin: float | None = None
+    """By how much the chosen answer is better, where the row says so."""
 
     @property
     def cut(self) -> int:

@@ -92,6 +92,7 @@ class DpoObjective(PairObjective):
         discopop_tau: of ``discopop``.
         f_divergence: what holds the policy to the reference.
         f_alpha: of ``alpha_divergence``.
+        offset: factor of the rows' ``margin``, in ``sigmoid``.
 
     Attributes:
         at_start: called once with the rewards of the first pairs whose loss is asked for and the scale of the terms
@@ -107,8 +108,9 @@ class DpoObjective(PairObjective):
         discopop_tau: float = 0.05,
         f_divergence: str = "reverse_kl",
         f_alpha: float = 0.5,
+        offset: float = 0.0,
     ) -> None:
-        self.losses, self.beta = dict(losses), beta
+        self.losses, self.beta, self.offset = dict(losses), beta, offset
         self._settings: dict[str, Any] = {
             "beta": beta,
             "label_smoothing": label_smoothing,
@@ -127,7 +129,12 @@ class DpoObjective(PairObjective):
             dtype=sides.chosen.dtype,
         )
         chosen, rejected = sides.chosen - reference[0], sides.rejected - reference[1]
-        terms = PairTerms(chosen, rejected, sides.chosen_tokens, sides.rejected_tokens, **self._settings)
+        offsets = 0.0
+        if self.offset:
+            offsets = self.offset * torch.tensor([row["margin"] for row in rows], device=chosen.device)
+        terms = PairTerms(
+            chosen, rejected, sides.chosen_tokens, sides.rejected_tokens, offsets=offsets, **self._settings
+        )
         total = torch.zeros((), device=chosen.device)
         for name, weight in self.losses.items():
             if name == "sft":

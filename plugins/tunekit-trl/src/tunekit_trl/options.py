@@ -8,9 +8,9 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from tunekit.plugins import SupervisedOptions, TrainOptions, ValidatedOptions
+from tunekit.plugins import SampleOptions, SupervisedOptions, TrainOptions, ValidatedOptions
 
-__all__ = ["DpoOptions", "SftOptions", "with_rate"]
+__all__ = ["AlignOptions", "DpoOptions", "SftOptions", "with_rate"]
 
 _T = TypeVar("_T", bound=TrainOptions)
 
@@ -73,7 +73,17 @@ class SftOptions(SupervisedOptions):
         return with_rate(self, SFT_LEARNING_RATE, adapter)
 
 
-class DpoOptions(ValidatedOptions):
+class AlignOptions(ValidatedOptions, SampleOptions):
+    """What the methods that learn from given answers share."""
+
+    reward: Any = None
+    """What scores the samples of the report before and after, for the win rate; nothing is learned from it. Name of a
+    ``reward`` step or of a reward, a function ``(prompts, completions, **columns) -> scores``, a mapping with ``name``
+    and the reward's own options, or a list of these. None: the model of the nearest ``reward`` step before this one, if
+    there is one."""
+
+
+class DpoOptions(AlignOptions):
     """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290).
 
     The reference is the model the step starts from; its log-probabilities are computed once, before training. The
@@ -99,6 +109,9 @@ class DpoOptions(ValidatedOptions):
     """Share of pairs that are taken to be labelled the wrong way round. ``robust`` and ``exo_pair`` only."""
     discopop_tau: float = Field(default=0.05, gt=0)
     """How sharply ``discopop`` goes over from one of its losses to the other."""
+    offset: float = Field(default=0.0, ge=0)
+    """Factor of the rows' ``margin``: how far the chosen reward must be above the rejected one (ODPO,
+    arXiv:2402.10571). ``sigmoid`` only; every row needs a margin then."""
     f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
     """What holds the policy to the reference (f-DPO, arXiv:2309.16240)."""
     f_alpha: float = Field(default=0.5, gt=0, lt=1)
@@ -126,6 +139,8 @@ class DpoOptions(ValidatedOptions):
             raise ValueError("loss_type='exo_pair' needs label_smoothing above 0; the paper uses 1e-3")
         if "discopop" not in names and "discopop_tau" in self.model_fields_set and self.discopop_tau != 0.05:
             raise ValueError(f"discopop_tau has no effect with loss_type={shown}; it belongs to discopop")
+        if self.offset > 0 and "sigmoid" not in names:
+            raise ValueError(f"offset has no effect with loss_type={shown}; it belongs to sigmoid")
         if self.f_divergence != "reverse_kl":
             other = [name for name in names if name not in DIVERGENCE_LOSSES]
             if other:

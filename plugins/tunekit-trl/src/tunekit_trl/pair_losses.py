@@ -30,6 +30,8 @@ class PairTerms:
     discopop_tau: float = 0.05
     f_divergence: str = "reverse_kl"
     f_alpha: float = 0.5
+    offsets: Any = 0.0
+    """What the chosen reward must be above the rejected one by, (pairs,) or a number."""
 
     def scores(self) -> tuple[Any, Any]:
         """Chosen and rejected log-ratios as the divergence sees them: f'(u) of u = policy / reference, up to a constant
@@ -58,8 +60,8 @@ class PairTerms:
 
 
 def _sigmoid(x: PairTerms) -> Any:
-    """Rafailov et al. 2023, arXiv:2305.18290, eq. 7."""
-    return -logsigmoid(x.logits())
+    """Rafailov et al. 2023, arXiv:2305.18290, eq. 7; with offsets Amini et al. 2024, arXiv:2402.10571, eq. 8."""
+    return -logsigmoid(x.logits() - x.offsets)
 
 
 def _sigmoid_norm(x: PairTerms) -> Any:

@@ -6,8 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tunekit.plugins import ValidatedOptions
-from tunekit_trl.options import with_rate
+from tunekit_trl.options import AlignOptions, with_rate
 
 __all__ = ["CpoOptions", "OrpoOptions", "SimpoOptions"]
 
@@ -15,7 +14,7 @@ _RATE = {"full": 1e-6, "adapter": 5e-6}
 _ORPO_RATE = {"full": 8e-6, "adapter": 5e-5}
 
 
-class _PairOptions(ValidatedOptions):
+class _PairOptions(AlignOptions):
     batch_size: int = Field(default=8, ge=1, json_schema_extra={"unit": "pairs"})
     """Pairs per device and micro-batch."""
 

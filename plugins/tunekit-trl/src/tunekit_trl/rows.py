@@ -14,7 +14,7 @@ from tunekit.data import Dataset as Data
 from tunekit.errors import DataError
 from tunekit.plugins import LabelTotals, StepContext, hf
 from tunekit_trl.completion_rows import CompletionRows
-from tunekit_trl.encoding import SKIPPABLE, Encoder, Example, encoder_from
+from tunekit_trl.encoding import SKIPPABLE, Encoder, Example, Pair, encoder_from
 
 __all__ = ["DataFacts", "encode_rows", "encoder_for", "held_out_rows", "pair_rows", "sft_rows"]
 
@@ -63,6 +63,8 @@ class DataFacts:
     """(row, reason) of rows that were left out, the first hundred at least."""
     skipped_rows: int = 0
     """How many were left out."""
+    margins: int = 0
+    """Pairs with a margin."""
     totals: LabelTotals = field(default_factory=LabelTotals)
     """What a preview counts, too."""
 
@@ -262,8 +264,11 @@ def _token_row(example: Example, schema: str) -> hf.TokenRow:
     return hf.TokenRow(example.input_ids, example.labels, counts)
 
 
-def pair_rows(ctx: StepContext, encoder: Encoder, data: Data | None = None) -> tuple[CompletionRows, DataFacts]:
-    """Columns ``prompt_ids``, ``chosen_ids`` and ``rejected_ids`` of the rows of ``data``, else of the step's.
+def pair_rows(
+    ctx: StepContext, encoder: Encoder, data: Data | None = None, *, margins: bool = False
+) -> tuple[CompletionRows, DataFacts]:
+    """Columns ``prompt_ids``, ``chosen_ids``, ``rejected_ids`` and, if they are asked for, ``margin`` of the rows of
+    ``data``, else of the step's.
 
     Raises:
         DataError: as :func:`sft_rows` does, but for what ``DataFacts.totals`` knows.
@@ -274,7 +279,18 @@ def pair_rows(ctx: StepContext, encoder: Encoder, data: Data | None = None) -> t
     assert data is not None
     rows = CompletionRows(("chosen", "rejected"))
     appended = encoder.appended_stops
-    for pair in encode_rows(ctx, data, facts, encoder.pairs):
+
+    def encode(batch: list[dict[str, Any]]) -> list[Pair | DataError]:
+        made = encoder.pairs(batch)
+        for row, pair in zip(batch, made, strict=True):
+            if isinstance(pair, Pair):
+                pair.margin = row.get("margin")
+        return [_no_margin() if margins and isinstance(p, Pair) and p.margin is None else p for p in made]
+
+    found: list[float] = []
+    for pair in encode_rows(ctx, data, facts, encode):
+        if pair.margin is not None:
+            found.append(float(pair.margin))
         answers = len(pair.chosen_ids) + len(pair.rejected_ids)
         longest = len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
         facts.count(2 * len(pair.prompt_ids) + answers, answers, longest, pair.cut, pair.boundary)
@@ -282,7 +298,19 @@ def pair_rows(ctx: StepContext, encoder: Encoder, data: Data | None = None) -> t
             facts.totals.add(tokens=len(pair.prompt_ids) + len(answer), trained=len(answer), cut=cut, stopped=stopped)
         rows.add(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
     facts.appended_stops = encoder.appended_stops - appended
+    facts.margins = len(found)
+    if margins:
+        rows.set_column("margin", found)
     return rows, facts
+
+
+def _no_margin() -> DataError:
+    return DataError(
+        "the pair has no margin",
+        code="no-margin",
+        asked="a number in the column margin, since offset is above 0",
+        fix="add the column to all rows, or leave offset out",
+    )
 
 
 def _schema(ctx: StepContext) -> str:
