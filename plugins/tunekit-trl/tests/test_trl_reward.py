@@ -29,7 +29,7 @@ from tunekit_trl.reward_model import RewardModel
 from tunekit_trl.reward_options import RewardModelOptions, RewardOptions
 from tunekit_trl.reward_preview import reward as preview
 from tunekit_trl.reward_quality import calibration, compared_quality, rated_quality
-from tunekit_trl.reward_rows import Scale, encode_answers
+from tunekit_trl.reward_rows import RewardRows, Scale, encode_answers
 
 _spec = importlib.util.spec_from_file_location("trl_driver", Path(__file__).with_name("trl_driver.py"))
 assert _spec is not None and _spec.loader is not None
@@ -97,7 +97,7 @@ def reward_model(tokenizer: Any, seed: int = 1) -> Any:
 def token_rows(rows: list[dict[str, Any]], tokenizer: Any, scale: Scale | None = None) -> list[dict[str, Any]]:
     data = load_dataset(rows, accepts=ACCEPTS)
     made = encode_answers(Encoder(tokenizer, 256), [row for _, row in data.read()], data.schema)
-    return [row.to_row(scale or Scale()) for row in made]  # type: ignore[union-attr]
+    return list(RewardRows(made, scale or Scale()))  # type: ignore[arg-type]
 
 
 def one_step(model: Any, rows: list[dict[str, Any]], objective: str, folder: Path, center: float = 0.0) -> float:

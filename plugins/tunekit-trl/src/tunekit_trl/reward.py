@@ -16,7 +16,7 @@ from tunekit_trl.reward_head import give_padding, with_reward_head
 from tunekit_trl.reward_losses import RewardObjective
 from tunekit_trl.reward_options import COMPARING, OBJECTIVES, objective_for
 from tunekit_trl.reward_quality import compared_quality, rated_quality, spread
-from tunekit_trl.reward_rows import RewardFacts, RewardRow, Scale, reward_rows
+from tunekit_trl.reward_rows import RewardFacts, RewardRow, RewardRows, Scale, reward_rows
 from tunekit_trl.rows import encoder_for
 from tunekit_trl.sft import PROBES
 
@@ -67,9 +67,9 @@ class RewardTrainer:
                 ctx,
                 model,
                 tokenizer,
-                [row.to_row(scale) for row in rows],
+                RewardRows(rows, scale),
                 RewardObjective(objective, center=ctx.options.center_rewards_coefficient),
-                [row.to_row(scale) for row in held] or None,
+                RewardRows(held, scale) if held else None,
                 puts=hf.ScoreModel,
             )
             outcome = hf.train(ctx, trainer)
@@ -86,7 +86,7 @@ class RewardTrainer:
             model,
             tokenizer,
             outcome=outcome,
-            probes=[row.sequences[0] for row in rows[:PROBES]],
+            probes=[row.sequence(0) for row in rows[:PROBES]],
             details={
                 "data": facts.to_details(),
                 "objective": objective,
@@ -186,7 +186,7 @@ def _measure(
     scale: Scale,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Quality on the held-out rows, and what the config is to say."""
-    used = [row.to_row(scale) for row in (held or rows[:_MEASURED_ROWS])]
+    used = list(RewardRows(held or rows[:_MEASURED_ROWS], scale))
     groups = [hf.PromptGroup(row["prompt_ids"], row["completion_ids"]) for row in used]
     ctx.progress(0, None, "rows", "measuring the rewards")
     flat = scorer.scores(groups)[:, 0].tolist()

@@ -31,7 +31,8 @@ def reward(ctx: PreviewContext) -> Iterator[PreviewRow]:
                 problem = _problem(ctx, raw, found)
                 yield replace(problem, skipped=True) if found.code == REPEATED else problem
                 continue
-            for number, (ids, cut) in enumerate(zip(found.sequences, found.cuts, strict=True)):
+            for number, cut in enumerate(found.cuts):
+                ids = found.sequence(number)
                 yield PreviewRow(
                     number=raw.number,
                     tokens=views.tokens(ids, [IGNORED] * len(ids), [(0, _role(found, number))]),
@@ -44,7 +45,7 @@ def reward(ctx: PreviewContext) -> Iterator[PreviewRow]:
 def _role(row: RewardRow, number: int) -> str:
     if not row.pairs:
         return "completion"
-    if len(row.sequences) == 2:
+    if len(row.rests) == 2:
         return "chosen" if row.ranks[number] == 0 else "rejected"
     return f"rank {row.ranks[number]}"
 

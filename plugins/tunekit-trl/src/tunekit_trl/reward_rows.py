@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -17,6 +18,7 @@ __all__ = [
     "REPEATED",
     "RewardFacts",
     "RewardRow",
+    "RewardRows",
     "Scale",
     "answers_of",
     "encode_answers",
@@ -33,29 +35,54 @@ and counted."""
 
 @dataclass
 class RewardRow:
-    """One row: its answers as token ids, and what is learned of them."""
+    """One row: its answers as token ids, in four bytes each, and what is learned of them."""
 
-    sequences: list[list[int]]
-    """Prompt and answer, for each answer."""
+    prompt: array[int]
+    """What all answers begin with; empty for one answer."""
+    rests: list[array[int]]
+    """The rest of each answer, at least one token."""
     ranks: list[int] = field(default_factory=list)
     pairs: list[tuple[int, int, float]] = field(default_factory=list)
     """(better, worse, margin) for each pair of unequal rank."""
     score: float = 0.0
-    cuts: list[int] = field(default_factory=list)
+    cuts: tuple[int, ...] = ()
     """Tokens that were cut off the end, for each answer."""
-    stopped: list[bool] = field(default_factory=list)
     margin: bool = False
     """Whether the row has a margin."""
     appended: int = 0
     """Answers to which the end-of-text token was added."""
 
-    def to_row(self, scale: Scale) -> dict[str, Any]:
-        """For the objective."""
-        prompt, rests = shared_prompt(self.sequences)
-        made: dict[str, Any] = {"prompt_ids": prompt, "completion_ids": rests}
-        if self.pairs:
-            return {**made, "ranks": self.ranks, "pairs": self.pairs}
-        return {**made, "target": (self.score - scale.mean) / scale.deviation, "score": self.score}
+    def sequence(self, number: int) -> list[int]:
+        """Prompt and answer."""
+        return [*self.prompt, *self.rests[number]]
+
+
+class RewardRows:
+    """Rows for :class:`tunekit_trl.reward_losses.RewardObjective`: ``{prompt_ids, completion_ids, ...}``.
+
+    Args:
+        rows: as they were encoded.
+        scale: what ratings are learned as.
+    """
+
+    def __init__(self, rows: Sequence[RewardRow], scale: Scale) -> None:
+        self.rows, self.scale = rows, scale
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        row = self.rows[number]
+        made: dict[str, Any] = {
+            "prompt_ids": row.prompt.tolist(),
+            "completion_ids": [ids.tolist() for ids in row.rests],
+        }
+        if row.pairs:
+            return {**made, "ranks": row.ranks, "pairs": row.pairs}
+        return {**made, "target": (row.score - self.scale.mean) / self.scale.deviation, "score": row.score}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[number] for number in range(len(self)))
 
 
 @dataclass(frozen=True)
@@ -88,13 +115,13 @@ class RewardFacts(DataFacts):
 
     def add(self, row: RewardRow) -> None:
         """Count one row."""
-        prompt, rests = shared_prompt(row.sequences)
+        rest = sum(map(len, row.rests))
         self.rows += 1
-        self.answers += len(row.sequences)
+        self.answers += len(row.rests)
         self.pairs += len(row.pairs)
-        self.tokens += sum(map(len, row.sequences))
-        self.computed_tokens += len(prompt) + sum(map(len, rests))
-        self.longest = max(self.longest, *map(len, row.sequences))
+        self.tokens += len(row.prompt) * len(row.rests) + rest
+        self.computed_tokens += len(row.prompt) + rest
+        self.longest = max(self.longest, len(row.prompt) + max(map(len, row.rests)))
         self.cut_rows += any(row.cuts)
         self.cut_tokens += sum(row.cuts)
         self.margins += row.margin
@@ -133,11 +160,13 @@ def reward_rows(
 
     def encode(rows: list[dict[str, Any]]) -> list[RewardRow | DataError]:
         made = encode_answers(encoder, rows, data.schema, margin_weight)
-        return [RewardRow([]) if isinstance(row, DataError) and row.code == REPEATED else row for row in made]
+        return [
+            RewardRow(array("i"), []) if isinstance(row, DataError) and row.code == REPEATED else row for row in made
+        ]
 
     rows = []
     for row in encode_rows(ctx, data, facts, encode):
-        if row.sequences:
+        if row.rests:
             facts.add(row)
             rows.append(row)
         else:
@@ -189,10 +218,11 @@ def answers_of(row: Row, schema: str) -> list[dict[str, Any]]:
 
 
 def _judged(row: Row, schema: str, examples: Sequence[Example], margin_weight: float) -> RewardRow | DataError:
+    prompt, rests = shared_prompt([example.input_ids for example in examples])
     made = RewardRow(
-        [example.input_ids for example in examples],
-        cuts=[example.cut for example in examples],
-        stopped=[example.stopped for example in examples],
+        array("i", prompt),
+        [array("i", ids) for ids in rests],
+        cuts=tuple(example.cut for example in examples),
         appended=sum(example.appended_stop for example in examples),
     )
     if schema in ("rated", "regression", "feedback"):
@@ -207,16 +237,17 @@ def _judged(row: Row, schema: str, examples: Sequence[Example], margin_weight: f
         for better, worse in [(first, second) if made.ranks[first] < made.ranks[second] else (second, first)]
         if made.ranks[first] != made.ranks[second]
     ]
-    made.pairs = [(i, j, margin) for i, j in unequal if made.sequences[i] != made.sequences[j]]
+    made.pairs = [(i, j, margin) for i, j in unequal if made.rests[i] != made.rests[j]]
     if made.pairs:
         return made
     if not unequal:
         return DataError("all answers have the same rank, so there is nothing to learn", code="no-targets")
     if schema == "ranked" and not any(made.cuts):
         return DataError("all answers are one text, so there is nothing to learn", code=REPEATED)
-    longest = max(len(ids) + cut for ids, cut in zip(made.sequences, made.cuts, strict=True))
+    lengths = [len(example.input_ids) for example in examples]
+    longest = max(length + cut for length, cut in zip(lengths, made.cuts, strict=True))
     return DataError(
-        f"the answers are the same in the first {max(map(len, made.sequences))} tokens",
+        f"the answers are the same in the first {max(lengths)} tokens",
         code="equal-answers",
         fix=f"raise max_length above {longest - 1}",
     )
