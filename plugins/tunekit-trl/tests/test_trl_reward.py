@@ -1,4 +1,4 @@
-"""Reward models: the papers' formulas, TRL's loss, what is read where, and how good the rewards are."""
+"""Reward models: what is read where, what is learned, what is saved, and how good the rewards are."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from pydantic import ValidationError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM
-from trl import RewardConfig
-from trl import RewardTrainer as TrlRewardTrainer
 
 from tunekit.cancel import CancelToken
 from tunekit.data import load_dataset
@@ -23,54 +20,26 @@ from tunekit.plugins import LoadedModel, ModelFacts, PreviewContext, hf
 from tunekit_peft.options import LoraOptions
 from tunekit_trl.encoding import Encoder
 from tunekit_trl.reward import RECORD, RewardTrainer
-from tunekit_trl.reward_head import give_padding, with_reward_head
-from tunekit_trl.reward_losses import RewardObjective
+from tunekit_trl.reward_head import with_reward_head
 from tunekit_trl.reward_model import RewardModel
 from tunekit_trl.reward_options import RewardModelOptions, RewardOptions
 from tunekit_trl.reward_preview import reward as preview
 from tunekit_trl.reward_quality import calibration, compared_quality, rated_quality
-from tunekit_trl.reward_rows import RewardRows, Scale, encode_answers
+from tunekit_trl.reward_rows import encode_answers
 
-_spec = importlib.util.spec_from_file_location("trl_driver", Path(__file__).with_name("trl_driver.py"))
+_spec = importlib.util.spec_from_file_location("reward_driver", Path(__file__).with_name("reward_driver.py"))
 assert _spec is not None and _spec.loader is not None
-driver: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(driver)
-
-ACCEPTS = ("preference", "ranked", "rated", "feedback", "regression")
-PAIRS = [dict(row, margin=0.25 * (number % 3)) for number, row in enumerate(driver.PREFERENCES)]
-RANKED = [
-    {"prompt": f"Say {word}.", "completions": ["no", word, f"{word}!", "why not"], "ranks": ranks}
-    for word, ranks in (("red", [3, 0, 1, 2]), ("green", [1, 0, 0, 1]), ("blue", [2, 0, 1, 2]), ("grey", [1, 0, 0, 0]))
-] + [{"prompt": "Say it.", "completions": ["it", "no"], "ranks": [0, 1]}]
-RATED = [
-    {"prompt": row["prompt"], "completion": row[side], "score": score}
-    for row in driver.PREFERENCES
-    for side, score in (("chosen", 4.0 + len(row["chosen"]) % 2), ("rejected", 1.0))
-]
-THUMBS = [
-    {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
-    for row in driver.PREFERENCES
-    for side in ("chosen", "rejected")
-]
-
-
-def context(
-    folder: Path,
-    rows: Any,
-    options: RewardOptions,
-    *,
-    held: Any = None,
-    lora: LoraOptions | None = None,
-    loaded: LoadedModel | None = None,
-    cancel: CancelToken | None = None,
-) -> Any:
-    events = driver.Events()
-    loaded = loaded or LoadedModel(model=driver.tiny_model(), tokenizer=driver.byte_tokenizer())
-    ctx = driver.context("align", folder, loaded, driver.PREFERENCES, options, lora=lora, events=events, cancel=cancel)
-    ctx.data = load_dataset(rows, accepts=ACCEPTS)
-    ctx.validation = None if held is None else load_dataset(held, accepts=ACCEPTS)
-    ctx.events = events
-    return ctx
+reward_driver: Any = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(reward_driver)
+driver = reward_driver.driver
+ACCEPTS = reward_driver.ACCEPTS
+PAIRS = reward_driver.PAIRS
+RANKED = reward_driver.RANKED
+RATED = reward_driver.RATED
+THUMBS = reward_driver.THUMBS
+context = reward_driver.context
+losses = reward_driver.losses
+reward_model = reward_driver.reward_model
 
 
 def run(folder: Path, rows: Any, *, held: Any = None, lora: LoraOptions | None = None, **options: Any) -> Any:
@@ -78,136 +47,6 @@ def run(folder: Path, rows: Any, *, held: Any = None, lora: LoraOptions | None =
     made = RewardOptions(**{"batch_size": 4, "learning_rate": 3e-3, "epochs": 3.0, **options})
     ctx = context(folder, rows, made, held=held, lora=lora)
     return RewardTrainer().run(ctx), ctx
-
-
-def losses(ctx: Any) -> list[float]:
-    return [event["values"]["loss"] for event in ctx.events.named("metrics") if "loss" in event["values"]]
-
-
-def reward_model(tokenizer: Any, seed: int = 1) -> Any:
-    """A tiny reward model whose rewards are of the order of 1."""
-    model, new = with_reward_head(driver.tiny_model(), seed)
-    assert new and model.config.num_labels == 1
-    give_padding(model, tokenizer, {tokenizer.eos_token_id})
-    with torch.no_grad():
-        model.score.weight.mul_(4)
-    return model
-
-
-def token_rows(rows: list[dict[str, Any]], tokenizer: Any, scale: Scale | None = None) -> list[dict[str, Any]]:
-    data = load_dataset(rows, accepts=ACCEPTS)
-    made = encode_answers(Encoder(tokenizer, 256), [row for _, row in data.read()], data.schema)
-    return list(RewardRows(made, scale or Scale()))  # type: ignore[arg-type]
-
-
-def one_step(model: Any, rows: list[dict[str, Any]], objective: str, folder: Path, center: float = 0.0) -> float:
-    """Loss of one micro-batch of all rows; the gradients are on the model."""
-    options = RewardOptions(batch_size=len(rows), learning_rate=1e-3, validation=2)
-    ctx = context(folder, PAIRS, options, loaded=LoadedModel(model=model, tokenizer=driver.byte_tokenizer()))
-    trainer = hf.CompletionTrainer(
-        ctx, model, None, rows, RewardObjective(objective, center=center), puts=hf.ScoreModel
-    )
-    batch, _ = trainer.get_batch_samples(iter([rows]), 1, torch.device("cpu"))
-    with trainer.completions.attending():
-        assert trainer.completions.shares
-        return float(trainer.training_step(model, batch[0]))
-
-
-def norm(model: Any) -> float:
-    return float(torch.stack([p.grad.double().norm() for p in model.parameters() if p.grad is not None]).norm())
-
-
-@pytest.mark.parametrize("pad", ["<pad>", "<|im_end|>"])
-@pytest.mark.parametrize(("margin", "center"), [(False, 0.0), (True, 0.0), (True, 0.01)])
-def test_loss_and_gradient_equal_those_of_trl(pad: str, margin: bool, center: float, tmp_path: Path) -> None:
-    tokenizer = driver.byte_tokenizer(pad=pad)
-    model = reward_model(tokenizer)
-    other = copy.deepcopy(model)
-    rows = token_rows(PAIRS if margin else driver.PREFERENCES, tokenizer)
-    assert all(row["prompt_ids"] for row in rows) and len({len(row["completion_ids"][0]) for row in rows}) > 3
-    loss = one_step(model, rows, "bradley-terry", tmp_path / "ours", center)
-
-    columns = {
-        side: [row["prompt_ids"] + row["completion_ids"][number] for row in rows]
-        for number, side in enumerate(("chosen_ids", "rejected_ids"))
-    }
-    if margin:
-        columns["margin"] = [row["pairs"][0][2] for row in rows]
-    theirs = TrlRewardTrainer(
-        other,
-        RewardConfig(
-            output_dir=str(tmp_path / "trl"),
-            use_cpu=True,
-            bf16=False,
-            report_to=[],
-            gradient_checkpointing=False,
-            center_rewards_coefficient=center or None,
-            max_length=None,
-        ),
-        train_dataset=Dataset.from_dict(columns),
-        processing_class=tokenizer,
-    )
-    expected = theirs.compute_loss(other, theirs.data_collator(list(theirs.train_dataset)))
-    expected.backward()
-    assert loss == pytest.approx(expected.item(), abs=1e-5)
-    assert norm(model) == pytest.approx(norm(other), abs=1e-5)
-    assert abs(loss - math.log(2)) > 1e-3
-
-
-def formula(objective: str, own: torch.Tensor, row: dict[str, Any], center: float) -> torch.Tensor:
-    """Loss of one row from the rewards of its answers, as the papers give it; float64."""
-    if objective == "regression":
-        return (own[0] - row["target"]) ** 2
-    if objective == "logistic":
-        p = torch.sigmoid(own[0])
-        return -torch.log(p if row["target"] else 1 - p)
-    ranks = row["ranks"]
-    if objective == "plackett-luce":  # Plackett 1975: each place is drawn among what is left
-        places = [
-            -torch.log(own[i].exp() / (own[i].exp() + sum(own[j].exp() for j in range(len(ranks)) if ranks[j] > r)))
-            for i, r in enumerate(ranks)
-            if any(other > r for other in ranks)
-        ]
-        return torch.stack(places).mean()
-    pairs = [  # Ouyang et al. 2022, eq. 1
-        -torch.log(torch.sigmoid(own[i] - own[j])) + center * (own[i] + own[j]) ** 2
-        for i, r in enumerate(ranks)
-        for j, s in enumerate(ranks)
-        if r < s
-    ]
-    return torch.stack(pairs).mean()
-
-
-@pytest.mark.parametrize(
-    ("objective", "rows", "center"),
-    [
-        ("bradley-terry", RANKED, 0.0),
-        ("bradley-terry", RANKED, 0.05),
-        ("plackett-luce", RANKED, 0.0),
-        ("plackett-luce", driver.PREFERENCES[:5], 0.0),
-        ("regression", RATED[:6], 0.0),
-        ("logistic", THUMBS[:6], 0.0),
-    ],
-)
-def test_loss_and_gradient_equal_the_formula_in_float64(
-    objective: str, rows: list[dict[str, Any]], center: float, tmp_path: Path
-) -> None:
-    tokenizer = driver.byte_tokenizer(pad="<|im_end|>")
-    model = reward_model(tokenizer)
-    scale = Scale.of([row["score"] for row in rows]) if objective == "regression" else Scale()
-    made = token_rows(rows, tokenizer, scale)
-    loss = one_step(model, made, objective, tmp_path, center)
-    exact = copy.deepcopy(model).double()
-    exact.zero_grad()
-    total = torch.zeros((), dtype=torch.float64)
-    for row in made:
-        own = torch.cat(
-            [exact(input_ids=torch.tensor([row["prompt_ids"] + ids])).logits[0] for ids in row["completion_ids"]]
-        )
-        total = total + formula(objective, own, row, center) / len(made)
-    total.backward()
-    assert loss == pytest.approx(float(total), abs=1e-5)
-    assert norm(model) == pytest.approx(norm(exact), rel=1e-5)
 
 
 def test_rewards_are_read_behind_the_end_of_an_answer(tmp_path: Path) -> None:
