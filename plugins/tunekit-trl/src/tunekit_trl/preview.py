@@ -11,8 +11,9 @@ from tunekit.errors import DataError
 from tunekit.plugins import PreviewContext, PreviewRow, TokenView, hf
 from tunekit_trl.encoding import IGNORED, SKIPPABLE, Encoder, Pair, encoder_from
 from tunekit_trl.rendering import Rendered
+from tunekit_trl.unpaired_encoding import judged
 
-__all__ = ["dpo", "sft"]
+__all__ = ["dpo", "sft", "unpaired"]
 
 _TOGETHER = 64
 
@@ -74,6 +75,30 @@ def _sides(number: int, pair: Pair, encoder: Encoder, views: _Views) -> Iterator
             stopped=stopped,
             bos=views.bos(ids),
         )
+
+
+def unpaired(ctx: PreviewContext) -> Iterator[PreviewRow]:
+    """The judged answers that ``kto`` and ``bco`` learn from; the target of each is its verdict."""
+    encoder, views = _encoder(ctx)
+    rows = ctx.data.read()
+    while batch := list(islice(rows, _TOGETHER)):
+        with hf.quiet():
+            made = judged(encoder, [row for _, row in batch])
+        for (raw, _), found in zip(batch, made, strict=True):
+            if isinstance(found, DataError):
+                yield _problem(ctx, raw, found)
+                continue
+            begin = len(found.prompt_ids)
+            ids = [*found.prompt_ids, *found.completion_ids]
+            labels = [*[IGNORED] * begin, *found.completion_ids]
+            yield PreviewRow(
+                number=raw.number,
+                tokens=views.tokens(ids, labels, [(0, "prompt"), (begin, "completion")]),
+                cut=found.cut,
+                target="good" if found.label else "bad",
+                stopped=found.stopped,
+                bos=views.bos(ids),
+            )
 
 
 def _encoder(ctx: PreviewContext) -> tuple[Encoder, _Views]:
