@@ -57,6 +57,19 @@ def _asked(name: str) -> Callable[[Row], Row]:
     return convert
 
 
+def _before_the_answer(name: str) -> Callable[[Row], Row]:
+    """The messages before the last answer, which is a column; all of them where the last one is not an answer."""
+
+    def convert(row: Row) -> Row:
+        messages = led(row, normalize_messages(need(row, name), name))
+        made: Row = {"prompt": messages}
+        if len(messages) > 1 and messages[-1]["role"] == "assistant":
+            made = {"prompt": messages[:-1], "columns": {"completion": messages[-1:]}}
+        return made | tools_of(row)
+
+    return convert
+
+
 def _if_asked_for(rows: Sequence[Mapping[str, Any]]) -> int:
     """Rows with a prompt mostly say more than it, so that this is how they look only to a step that wants it."""
     return 1
@@ -86,5 +99,19 @@ PROMPT_FORMATS: tuple[Format, ...] = (
             summary=f"{name} as the user's turn; the other columns are for rewards",
         )
         for name in ("question", "instruction", "problem", "query")
+    ),
+    *(
+        Format(
+            name=f"{name}_prompt",
+            schema="prompt",
+            columns=(name,),
+            optional=("tools", *SYSTEM),
+            convert=_before_the_answer(name),
+            without=("prompt", "chosen", "rejected"),
+            looks=_if_asked_for,
+            note="the messages before the last answer; the other columns are for rewards",
+            summary="the messages before the last answer; the answer and the other columns are for rewards",
+        )
+        for name in ("messages", "conversations")
     ),
 )

@@ -81,6 +81,8 @@ BUILT_IN_ROWS: Mapping[str, Row] = {
     "question_prompt": {"question": "Two and two?", "result": "4"},
     "instruction_prompt": {"instruction": "Add two and two.", "result": "4"},
     "problem_prompt": {"problem": "Two and two?", "result": "4"},
+    "messages_prompt": {"messages": [_USER], "result": "4"},
+    "conversations_prompt": {"conversations": _SHARED[:1], "result": "4"},
     "query_prompt": {"query": "Two and two?", "result": "4"},
     **{
         f"tree_{kind}": {"text": "Two and two?", "role": "prompter", "replies": replies}
