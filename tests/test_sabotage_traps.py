@@ -26,10 +26,10 @@ import numpy as np  # noqa: E402
 from tunekit.data import formats_base, messages, select  # noqa: E402
 from tunekit.errors import TunekitError  # noqa: E402
 from tunekit.plan import thaw  # noqa: E402
-from tunekit.plugins.hf import batches, checkpoints, losses, segments, token_trainer  # noqa: E402
+from tunekit.plugins.hf import batches, checkpoints, completion_trainer, losses, segments, token_trainer  # noqa: E402
 from tunekit_peft import adapter  # noqa: E402
 from tunekit_transformers import packing, vocabulary  # noqa: E402
-from tunekit_trl import encoding, rendering  # noqa: E402
+from tunekit_trl import alignment, encoding, objectives, rendering  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 TRL = "plugins/tunekit-trl/tests/"
@@ -57,6 +57,53 @@ def mean_of_means(patch: Patch) -> None:
         return original(self, model, inputs, torch.tensor(own))
 
     patch.setattr(token_trainer.TokenTrainer, "training_step", step)
+
+
+def mean_of_means_of_pairs(patch: Patch) -> None:
+    """Each micro-batch of pairs divided by its own pairs and tokens."""
+    original = completion_trainer.CompletionTrainer._loss_of
+
+    def loss_of(self: Any, model: Any, rows: Any, totals: Any = None) -> Any:
+        each = self.args.gradient_accumulation_steps
+        own = {name: each * value for name, value in self.objective.totals(rows, self._ask).items()}
+        return original(self, model, rows, own)
+
+    patch.setattr(completion_trainer.CompletionTrainer, "_loss_of", loss_of)
+
+
+def base_as_reference(patch: Patch) -> None:
+    """The reference is the model that the first step of the chain started from."""
+    original = alignment.reference_logps
+
+    def reference(ctx: Any, trainer: Any, groups: Any) -> Any:
+        kept = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+        base = dict(module(TRL + "trl_driver.py").tiny_model().named_parameters())
+        with torch.no_grad():
+            for name, weight in trainer.model.named_parameters():
+                plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+                if plain in base:
+                    weight.copy_(base[plain])
+            found = original(ctx, trainer, groups)
+            for name, weight in trainer.model.named_parameters():
+                weight.copy_(kept[name])
+        return found
+
+    patch.setattr(alignment, "reference_logps", reference)
+
+
+def reference_that_moves(patch: Patch) -> None:
+    """The policy as it is in place of the policy as it was."""
+    original = objectives.DpoObjective.loss
+
+    def loss(self: Any, logps: Any, rows: Any, totals: Any) -> Any:
+        sums = logps.sums().detach().tolist()
+        moved = [
+            {**row, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+            for row, chosen, rejected in zip(rows, sums[::2], sums[1::2], strict=True)
+        ]
+        return original(self, logps, moved, totals)
+
+    patch.setattr(objectives.DpoObjective, "loss", loss)
 
 
 def mean_of_nothing(patch: Patch) -> None:
@@ -287,6 +334,26 @@ TRAPS = (
         unseeded_shuffle,
         "tests/test_data_select.py",
         "test_shuffling_is_a_permutation_by_seed",
+    ),
+    Trap(
+        "T1-mean-of-means-of-pairs",
+        mean_of_means_of_pairs,
+        TRL + "test_trl_pairs.py",
+        "test_eight_at_once_are_one_eight_times",
+        {"method": "cpo"},
+    ),
+    Trap(
+        "T13-base-as-reference",
+        base_as_reference,
+        TRL + "test_trl_dpo.py",
+        "test_reference_after_sft_through_an_adapter_is_the_merged_model",
+    ),
+    Trap(
+        "T13-reference-that-moves",
+        reference_that_moves,
+        TRL + "test_trl_pairs.py",
+        "test_held_out_pairs_are_judged_against_the_unchanged_reference",
+        {"lora": None},
     ),
 )
 

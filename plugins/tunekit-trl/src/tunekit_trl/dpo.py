@@ -19,7 +19,7 @@ __all__ = ["CpoTrainer", "DpoTrainer", "OrpoTrainer", "PairTrainer", "SimpoTrain
 class PairTrainer(CompletionAlignment):
     """Base of the components that learn from chosen and rejected completions."""
 
-    measured = REWARDS
+    measured: tuple[str, ...] = REWARDS
 
     def rows(self, ctx: StepContext, encoder: Encoder, data: Dataset) -> tuple[CompletionRows, DataFacts]:
         """Columns ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``."""
