@@ -246,6 +246,20 @@ def test_a_missing_end_costs(tmp_path: Path) -> None:
     assert values["rewards/zero"] == 0
 
 
+def test_the_end_is_learned_where_it_is_the_padding_too(tmp_path: Path) -> None:
+    """T6: the token that ends a completion belongs to it."""
+    loaded = driver.tiny_pair(hidden=64)
+    loaded.tokenizer.pad_token = loaded.tokenizer.eos_token
+    ends = BoundReward(name="ends", reward=lambda prompts, completions, **columns: columns["finished"])
+    settings = SHORT | {"learning_rate": 5e-3, "max_new_tokens": 12}
+    options = GrpoOptions(num_generations=16, batch_size=4, max_steps=20, **settings)
+    events = driver.Events()
+    ctx = driver.online_context(tmp_path, loaded, driver.SUMS[:4], options, [ends], events=events)
+    GrpoTrainer().run(ctx)
+    shares = [values["values"]["finished"] for values in events.named("metrics")]
+    assert shares[0] < 0.3 and shares[-1] > 0.9
+
+
 @pytest.mark.parametrize(
     ("options", "wrong", "says"),
     [

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from tunekit.errors import StepError
+from tunekit.errors import OptionsError, StepError
 from tunekit.plugins import Artifact, StepContext, hf
 from tunekit_trl.borrowed import borrowed, dropout_off, dropout_rates
 from tunekit_trl.measures import course
@@ -67,6 +67,14 @@ class _Online:
         positions = hf.model_facts(loaded.model).positions
         longest = min(options.max_length, positions) if positions else options.max_length
         room = longest - options.max_new_tokens
+        if room < 1:
+            raise OptionsError(
+                "The model has no positions for a prompt and its completion.",
+                code="no-room",
+                asked=f"max_new_tokens={options.max_new_tokens}",
+                found=f"{longest} positions",
+                fix=f"lower max_new_tokens: {max(1, longest // 2)}",
+            )
         rows, facts = prompt_rows(ctx, ctx.data, tokenizer, room)
         held_out = prompt_rows(ctx, ctx.validation, tokenizer, room)[0] if ctx.validation is not None else None
         model = ctx.adapter.attach(loaded.model, seed=ctx.seed) if ctx.adapter else loaded.model
