@@ -82,8 +82,8 @@ class Rewarding:
 
     @hookimpl
     def tunekit_trainers(self) -> list[TrainerSpec]:
-        common = {"target": "toy_plugin:ToyTrainer", "options": "toy_plugin:ToyOptions"}
-        online = {"target": f"{__name__}:Online", "options": "toy_plugin:ToyOptions", "data": ("prompt",)}
+        common: Any = {"target": "toy_plugin:ToyTrainer", "options": "toy_plugin:ToyOptions"}
+        online: Any = {"target": f"{__name__}:Online", "options": "toy_plugin:ToyOptions", "data": ("prompt",)}
         return [
             TrainerSpec(name="reward", stage="reward", data=("preference",), scored_by="scorer", **common),
             TrainerSpec(name="mute", stage="reward", data=("preference",), **common),
@@ -302,6 +302,26 @@ def test_a_step_is_run_again_when_its_rewards_change(base: Pipeline, tmp_path: P
     assert ran(chain(base, steps=5, reward=Offset(1.0)), folder) == ["align"]
     assert ran(chain(base, steps=5, reward=Offset(1.0)), folder) == []
     assert ran(chain(base, steps=5, reward=Offset(2.0)), folder) == ["align"]
+
+
+def test_what_does_not_count_is_told(base: Pipeline) -> None:
+    """A callable may hold what cannot be looked into, such as a model: that is said."""
+
+    class Judge:
+        pass
+
+    judge, scale = Judge(), 2.0
+
+    def judged(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        return [scale + (judge is None)] * len(completions)
+
+    held = Offset(1.0)
+    held.by = {"judges": [judge]}  # type: ignore[assignment]
+    for reward in (judged, held, functools.partial(brevity, judge=judge), held.__call__):
+        (note,) = chain(base, reward=["reward", reward]).check()
+        assert note.code == "reward-state" and "Judge" in note.message
+    plain = ["reward", scaled(2.0), Offset(1.0), functools.partial(brevity, answer=[1, {"a": None}])]
+    assert chain(base, reward=plain).check() == []
 
 
 def test_a_reward_model_from_a_folder_counts_by_its_files(base: Pipeline, tmp_path: Path) -> None:

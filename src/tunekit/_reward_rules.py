@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunekit._analysis import Analysis, StepAnalysis
 from tunekit._registry import Entry
-from tunekit._rewards import STEP, missing_columns, needed_columns
+from tunekit._rewards import STEP, missing_columns, needed_columns, opaque_parts
 from tunekit.errors import TunekitError, nearest
 from tunekit.plan import ResolvedReward
 from tunekit.plugins.specs import RewardSpec
@@ -56,6 +56,18 @@ def rewards(analysis: Analysis) -> None:
             model = reward.options.get("model")
             if isinstance(model, str) and not model.startswith(STEP):
                 _reward_model(analysis, step, reward.name, model)
+        for reward in step.rewards:
+            held = opaque_parts(analysis.objects.get(reward.memory)) if reward.memory is not None else []
+            if held:
+                analysis.add(
+                    "note",
+                    step.name,
+                    "reward-state",
+                    f"The reward {reward.name} holds {', '.join(held)}; whether step {step.name} must run again is "
+                    "told from its code and plain values, not from what such objects hold.",
+                    "use another workdir when that changes, or make it a reward of a plugin",
+                    reward=reward.name,
+                )
     for step in analysis.steps:
         later = [other for other in analysis.steps[step.index :] if other.kind == "align"]
         if step.kind != "reward" or not later:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import enum
 import functools
 import inspect
 import math
+import re
 import traceback
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +35,7 @@ __all__ = [
     "callable_digest",
     "missing_columns",
     "needed_columns",
+    "opaque_parts",
     "own_options",
     "reward_keys",
     "start_rewards",
@@ -358,6 +363,41 @@ def _value_digest(value: Any) -> str:
         """The value counts as the default of a function does."""
 
     return code_digest(holder, None, containers=True)
+
+
+def opaque_parts(found: Any) -> list[str]:
+    """Classes of what a callable holds and :func:`callable_digest` cannot look into, such as models and files."""
+    if isinstance(found, functools.partial):
+        held = [*found.args, *found.keywords.values()]
+        return [*opaque_parts(found.func), *(kind for value in held for kind in _opaque(value))]
+    if isinstance(found, types.MethodType):
+        found = found.__self__
+    if isinstance(found, types.FunctionType):
+        held = []
+        for cell in found.__closure__ or ():
+            with contextlib.suppress(ValueError):  # not set yet
+                held.append(cell.cell_contents)
+    else:
+        held = list(getattr(found, "__dict__", {}).values())
+    return sorted({kind for value in held for kind in _opaque(value)})
+
+
+_SEEN = (
+    *(str, bytes, int, float, complex, type, types.ModuleType, Path, re.Pattern, enum.Enum),
+    *(types.FunctionType, types.BuiltinFunctionType, functools.partial),
+)
+"""Types of which a digest says what there is to say."""
+
+
+def _opaque(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _opaque(item)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from _opaque(item)
+    elif not (value is None or isinstance(value, _SEEN) or dataclasses.is_dataclass(value)):
+        yield type(value).__qualname__
 
 
 # ---------------------------------------------------------------- columns
