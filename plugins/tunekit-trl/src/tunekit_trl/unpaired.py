@@ -29,7 +29,7 @@ __all__ = ["BcoTrainer", "KtoTrainer", "UnpairedTrainer"]
 class UnpairedTrainer(CompletionAlignment):
     """Base of the components that learn from judged answers."""
 
-    measured = REWARDS
+    measured: tuple[str, ...] = REWARDS
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
@@ -104,14 +104,15 @@ class KtoTrainer(UnpairedTrainer):
             return
         rows, held_out = trainer.train_dataset.rows, trainer.eval_dataset
         objective.sets = {False: rows, True: [] if held_out is None else held_out}
-        steps = [objective.pairs([rows[number] for number in numbers]) for numbers in trainer.planned_steps()]
-        if not any(steps):
+        first = rows[0]["prompt_ids"]
+        if all(row["prompt_ids"] == first for row in rows):
             raise DataError(
                 "All rows have the same prompt; kto compares with answers to other prompts.",
                 code="one-prompt",
                 found=f"{len(rows):,} answers to one prompt",
                 fix='align(method="bco"), or loss_type="apo_zero_unpaired"',
             )
+        steps = [objective.pairs([rows[number] for number in numbers]) for numbers in trainer.planned_steps()]
         if held_out is not None:
             args = trainer.args
             own = range(args.process_index, len(held_out), args.world_size)

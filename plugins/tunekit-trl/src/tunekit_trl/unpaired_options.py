@@ -6,15 +6,14 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tunekit.plugins import ValidatedOptions
-from tunekit_trl.options import with_rate
+from tunekit_trl.options import AlignOptions, with_rate
 
 __all__ = ["BcoOptions", "KtoOptions", "UnpairedOptions"]
 
 LEARNING_RATE = {"full": 1e-6, "adapter": 5e-6}
 
 
-class UnpairedOptions(ValidatedOptions):
+class UnpairedOptions(AlignOptions):
     """What ``kto`` and ``bco`` share."""
 
     beta: float = Field(default=0.1, gt=0)
