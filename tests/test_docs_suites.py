@@ -43,7 +43,7 @@ def suite_of(page: Path, plugin: str) -> str:
     module = f"page_{page.stem.replace('-', '_')}"
     inline = rf'    name = "inline/\1"\n    plugins = ("{module}:{plugin}",)'
     shown = re.sub(r'^    name = "[\w-]+/([\w-]+)"', inline, shown, flags=re.M)
-    return f"import pytest\nfrom {module} import *\nfrom tunekit.testing import {suite}\n\n\n{shown}"
+    return f"import pytest\nfrom {module} import *\nfrom tunekit.testing import RewardCase, {suite}\n\n\n{shown}"
 
 
 @pytest.fixture(scope="module")
