@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,9 +128,17 @@ def test_length_falls_in_a_straight_line() -> None:
     assert words([""] * 4, ["a b c d", "a b c", "a b c d e f", " ".join("a" * 99)]) == [0.0, -0.25, -0.5, -1.0]
     with pytest.raises(StepError, match="counts tokens"):
         reward([""], ["x"])
+    with pytest.raises(StepError, match="knows no length"):
+        Length(LengthOptions())([""], ["x"], completion_ids=[[1]])
+    limited = Length(LengthOptions())
+    limited.start(SimpleNamespace(options=SimpleNamespace(max_new_tokens=100)))  # type: ignore[arg-type]
+    ids = [[0] * length for length in (80, 90, 100)]
+    assert limited([""] * 3, [""] * 3, completion_ids=ids) == [0.0, -0.5, -1.0]
 
 
-@pytest.mark.parametrize("wrong", [{}, {"target": 3, "max": 4}, {"target": 3, "buffer": 1}, {"max": 3, "buffer": 4}])
+@pytest.mark.parametrize(
+    "wrong", [{"unit": "words"}, {"target": 3, "max": 4}, {"target": 3, "buffer": 1}, {"max": 3, "buffer": 4}]
+)
 def test_length_has_one_aim(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         LengthOptions(**wrong)

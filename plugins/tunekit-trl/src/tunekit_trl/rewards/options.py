@@ -72,9 +72,9 @@ class FormatOptions(Options):
 class LengthOptions(Options):
     """0 for a completion of a good length, falling to -1 the longer (or shorter) it is.
 
-    With ``max`` alone this is the soft punishment of overlong completions of DAPO (arXiv:2503.14476, equation 13): 0 up
-    to ``max - buffer``, then falling in a straight line to -1 at ``max``. With ``target`` it is minus the difference to
-    it as a share of ``target``, at least -1 (after L1, arXiv:2503.04697).
+    Unless ``target`` is given this is the soft punishment of overlong completions of DAPO (arXiv:2503.14476, equation
+    13): 0 up to ``max - buffer``, then falling in a straight line to -1 at ``max``. With ``target`` it is minus the
+    difference to it as a share of ``target``, at least -1 (after L1, arXiv:2503.04697).
     """
 
     unit: Literal["tokens", "characters", "words"] = "tokens"
@@ -82,16 +82,19 @@ class LengthOptions(Options):
     target: int | None = Field(default=None, ge=1)
     """The wanted length."""
     max: int | None = Field(default=None, ge=1)
-    """Longest good length, with ``buffer`` before it."""
-    buffer: int = Field(default=0, ge=0)
-    """Length over which the punishment grows before ``max``; 0: all at once behind ``max``."""
+    """Longest length. None, and no ``target``: the step's ``max_new_tokens``."""
+    buffer: int | None = Field(default=None, ge=0)
+    """Length over which the punishment grows before ``max``; 0: all at once behind ``max``. None: a fifth of ``max``,
+    as in the paper."""
 
     @model_validator(mode="after")
     def _one_aim(self) -> Self:
-        if (self.target is None) == (self.max is None):
-            raise ValueError("takes either target (the wanted length) or max (the longest good one)")
-        if self.target is not None and self.buffer:
-            raise ValueError("buffer has no effect with target; it belongs to max")
-        if self.max is not None and self.buffer > self.max:
+        if self.target is not None:
+            given = [name for name in ("max", "buffer") if getattr(self, name) is not None]
+            if given:
+                raise ValueError(f"{' and '.join(given)} would have no effect beside target")
+        elif self.max is None and self.unit != "tokens":
+            raise ValueError(f"unit={self.unit!r} needs max or target: the step's limit counts tokens")
+        if self.max is not None and (self.buffer or 0) > self.max:
             raise ValueError(f"buffer={self.buffer} is longer than max={self.max}")
         return self

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunekit.errors import StepError
+from tunekit.plugins import StepContext
 from tunekit_trl.rewards.numbers import final_answer, same_answer
 from tunekit_trl.rewards.options import ExactMatchOptions, FormatOptions, LengthOptions
 from tunekit_trl.rewards.texts import column_values, completion_text
@@ -77,6 +78,12 @@ class Length:
 
     def __init__(self, options: LengthOptions) -> None:
         self.options = options
+        self._max = options.max
+
+    def start(self, ctx: StepContext) -> None:
+        """Look up how long completions may become."""
+        if self.options.target is None and self._max is None:
+            self._max = getattr(ctx.options, "max_new_tokens", None)
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
@@ -84,8 +91,15 @@ class Length:
         """One score for each completion, from -1 to 0.
 
         Raises:
-            StepError: if tokens are to be counted and nobody says which there are.
+            StepError: if tokens are to be counted and nobody says which there are, or no length is known.
         """
+        if self.options.target is None and self._max is None:
+            raise StepError(
+                "The reward length knows no length: the step has no option max_new_tokens.",
+                code="reward-options",
+                fix='reward={"name": "length", "max": 256}, or "target"',
+                details={"reward": "length"},
+            )
         return [self._score(length) for length in self._lengths(completions, columns)]
 
     def _lengths(self, completions: Sequence[Any], columns: dict[str, Sequence[Any]]) -> list[int]:
@@ -106,8 +120,10 @@ class Length:
         options = self.options
         if options.target is not None:
             return -min(1.0, abs(length - options.target) / options.target)
-        assert options.max is not None
-        if length > options.max:
+        longest = self._max
+        assert longest is not None
+        if length > longest:
             return -1.0
-        begin = options.max - options.buffer
-        return 0.0 if length <= begin else (begin - length) / options.buffer
+        buffer = longest // 5 if options.buffer is None else options.buffer
+        begin = longest - buffer
+        return 0.0 if length <= begin else (begin - length) / buffer
