@@ -291,6 +291,10 @@ def test_reward_model_refuses_what_is_none(tmp_path: Path) -> None:
         start(model, label="good")
     with pytest.raises(StepError, match="not loaded"):
         RewardModel(RewardModelOptions(model="some"))(["a"], ["b"])
+    # Nothing at all has a score, that of an end.
+    (value,) = start(model, template="plain")([""], [""])
+    with torch.no_grad():
+        assert value == pytest.approx(model(input_ids=torch.tensor([[tokenizer.eos_token_id]])).logits.item(), abs=1e-6)
     # Of a classifier: the log-odds of a class.
     config = copy.deepcopy(model.config)
     config.num_labels, config.id2label = 3, {0: "bad", 1: "so", 2: "good"}

@@ -146,6 +146,10 @@ class RewardModel:
         with hf.quiet():
             found = self._encoder.examples(rows, "prompt_completion", "all")
         for number, example in enumerate(found):
+            if isinstance(example, DataError) and example.code == "no-targets":
+                # Of nothing but an end, no token has one before it; a score it has all the same.
+                made.append([*self._encoder.prefix, next(iter(sorted(self._encoder.stops)))])
+                continue
             if isinstance(example, DataError):
                 raise DataError(
                     f"Completion {number} cannot be scored: {example.message}.",
