@@ -408,6 +408,19 @@ def test_data_may_choose_the_method(base: Pipeline, tmp_path: Path) -> None:
     assert found(named) == [] and "chosen" not in named.explain()
 
 
+def test_a_plugin_may_know_such_data_by_name(base: Pipeline) -> None:
+    class Stores:
+        @hookimpl
+        def tunekit_resolve_dataset(self, ref: Any) -> Any:
+            return Store(("maybe", "they are prompts")) if ref == "store://here" else None
+
+    session = Session(plugins=[toy_plugin, Rewarding(), Stores()], autoload=False)
+    line = base.align(data="store://here")
+    assert [finding.code for finding in line.check(session)] == ["method-chosen"]
+    assert session.resolve_dataset("store://here", accepts=("preference",)).schema == "preference"
+    assert base.align(data=[{"prompt": "a"}]).plan.steps[0].method is None
+
+
 def test_data_without_a_method_say_why(base: Pipeline) -> None:
     from tunekit.errors import DataError
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 from tunekit.plugins import DatasetSpec, hookimpl
 
@@ -13,11 +14,24 @@ if TYPE_CHECKING:
 
 api_version = 1
 
+_STORE = re.compile(r"(sqlite|postgres(ql)?)(\+\w+)?:|\.(db|sqlite3?)$", re.IGNORECASE)
+"""References that may be a feedback store."""
+
 
 @hookimpl(trylast=True)
 def tunekit_run_step(step: ResolvedStep, ctx: StepContext) -> Artifact:
     """Run the step's component here, in this process."""
     return ctx.component().run(ctx)
+
+
+@hookimpl(trylast=True)
+def tunekit_resolve_dataset(ref: Any) -> Any:
+    """A feedback store, by the path of its file or the address of its database."""
+    if not isinstance(ref, str) or not _STORE.search(ref):
+        return None
+    from tunekit.feedback import is_feedback, opened
+
+    return opened(ref) if is_feedback(ref) else None
 
 
 @hookimpl

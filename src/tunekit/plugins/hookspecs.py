@@ -147,7 +147,10 @@ def tunekit_resolve_dataset(ref: Any) -> Dataset | None:
     """The data set behind a reference (path, hub id, an object in memory), or None.
 
     The first plugin that returns something wins; tunekit itself comes last and knows local files, lists and the
-    ``datasets`` and pandas types.
+    ``datasets`` and pandas types. In place of a data set it may be an object that gives one of the shape that a step
+    takes: ``as_dataset(accepts, limit=None, on_bad_row="error")``. Where a ``reward`` or ``align`` step names no
+    method, ``best_method(stage)``, if the object has it, gives one and the reason, or None; it raises ``DataError`` if
+    no method learns from the data.
     """
     return None
 
