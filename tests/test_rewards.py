@@ -89,6 +89,7 @@ class Rewarding:
             TrainerSpec(name="mute", stage="reward", data=("preference",), **common),
             TrainerSpec(name="ppo", stage="align", rewards="required", **online),
             TrainerSpec(name="maybe", stage="align", rewards="optional", **online),
+            TrainerSpec(name="thumbs", stage="align", data=("feedback",), **common),
         ]
 
     @hookimpl
@@ -430,3 +431,11 @@ def test_data_without_a_method_say_why(base: Pipeline) -> None:
         none.explain()
     assert ("error", "align", "wrong-answer") in found(base.align(data=Store(3)))
     assert found(base.align(data=Store(None))) == [], "no opinion: the usual method"
+
+
+def test_rows_for_another_method_name_it(base: Pipeline) -> None:
+    """T16: rows that a method does not take are an error, and it says which method of the stage takes them."""
+    rows = [{"prompt": "a", "completion": "b", "label": True}]
+    (finding,) = [one for one in base.align(rows).check() if one.level == "error"]
+    assert finding.code == "wrong-shape"
+    assert finding.fix.startswith('use a method for such rows, align(method="thumbs"); or use data of the shape')

@@ -376,7 +376,24 @@ def _add_data_error(analysis: Analysis, step: StepAnalysis, error: TunekitError)
     if not error.fix and not error.suggestions:
         row = error.details.get("row")
         error.fix = 'mend that row, or on_bad_row="skip"' if row else "mend the file, or pass other data"
+    if error.code == "wrong-shape" and (methods := _methods_for(analysis, step, error.details.get("schema"))):
+        error.fix = f"use a method for such rows, {' or '.join(methods)}; or {error.fix}"
     analysis.add_error(step.name, error)
+
+
+def _methods_for(analysis: Analysis, step: StepAnalysis, schema: Any) -> list[str]:
+    """What else the step could be written as for rows of this shape, the methods that take it as it is first."""
+    found: list[tuple[bool, str]] = []
+    for entry in analysis.session.components("trainer"):
+        spec = entry.spec
+        # Any row has a prompt, but who brings answers does not mean to have them written anew.
+        takes = tuple(shape for shape in getattr(spec, "data", ()) if shape != "prompt" or schema == "prompt")
+        if isinstance(schema, str) and entry.component.stage == step.kind and takes and entry != step.entry:
+            from tunekit.data.schemas import conversion
+
+            if conversion(schema, takes) is not None:
+                found.append((schema not in takes, f'{step.kind}(method="{entry.component.name}")'))
+    return [text for _, text in sorted(found)][:3]
 
 
 def _minimum_scores(analysis: Analysis) -> None:
