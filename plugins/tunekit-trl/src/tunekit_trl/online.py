@@ -251,6 +251,8 @@ class OnlineTrainer(hf.CompletionTrainer):
     def _scored(self, rows: Sequence[PromptRow], samples: Sequence[hf.Sampled]) -> list[float]:
         """Rewards of the completions of each row, one after the other; they are noted for the log."""
         if not samples:
+            for one in self._ctx.rewards:
+                self._note(f"rewards/{one.name}", 0.0, 0.0)
             return []
         scores = self._scores(rows, samples)
         for name, values in scores.by_name.items():
@@ -276,7 +278,8 @@ class OnlineTrainer(hf.CompletionTrainer):
         self._note("frac_reward_zero_std", equal, len(rollouts))
         self._note("completion_length", sum(len(c) for one in rollouts for c in one.completions), len(rewards))
         self._note("finished", sum(ended for one in rollouts for ended in one.finished), len(rewards))
-        self._silent = self._silent + 1 if equal == len(rollouts) else 0
+        if rollouts:
+            self._silent = self._silent + 1 if equal == len(rollouts) else 0
         if self._silent >= _SILENT_STEPS and not self._told:
             self._told = True
             self._ctx.notice(
