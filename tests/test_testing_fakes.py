@@ -33,7 +33,8 @@ def test_toy_rows_are_canonical_rows_of_their_shape(shape: str) -> None:
     data = load_dataset(rows, accepts=(shape,))
     assert data.schema == shape
     read = list(data.rows())
-    assert len(read) == 16 and [set(row) for row in read] == [set(SCHEMAS[shape])] * 16
+    besides = {"columns"} if shape == "prompt" else set()
+    assert len(read) == 16 and [set(row) for row in read] == [{*SCHEMAS[shape], *besides}] * 16
     assert len({len(str(row)) for row in rows}) >= 8, "rows are of unequal lengths"
     assert len({str(row) for row in rows}) == 16, "no row stands twice"
 
