@@ -122,7 +122,7 @@ class DpoOptions(AlignOptions):
     def _known_loss(cls, value: Any) -> Any:
         for name in value if isinstance(value, list | tuple) else [value]:
             if name in _ELSEWHERE:
-                raise ValueError(f"{name!r}: {_ELSEWHERE[name]}")
+                raise ValueError(f"{name!r} is no loss of dpo: {_ELSEWHERE[name]}")
         return list(value) if isinstance(value, tuple) else value
 
     @model_validator(mode="after")

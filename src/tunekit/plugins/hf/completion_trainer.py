@@ -233,7 +233,8 @@ class CompletionTrainer(Trainer):
                 before = self._sums.get(name, (0.0, 0.0))
                 self._sums[name] = (before[0] + summed, before[1] + count) if counts else before
             if counts:
-                total += made.loss.detach()
+                # What is logged is the mean over the processes.
+                total += made.loss.detach() * self.args.world_size
                 self.tokens_seen += sum(len(c) for row in rows for c in self.objective.group(row).completions)
         return total
 

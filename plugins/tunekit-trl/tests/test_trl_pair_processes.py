@@ -1,0 +1,60 @@
+"""Two processes learn from pairs what one learns, and share one reference."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_spec = importlib.util.spec_from_file_location("trl_processes", Path(__file__).with_name("test_trl_processes.py"))
+assert _spec is not None and _spec.loader is not None
+processes: Any = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(processes)
+
+CODE = """
+    import importlib.util, json, sys
+    from pathlib import Path
+    spec = importlib.util.spec_from_file_location("trl_driver", sys.argv[1])
+    driver = importlib.util.module_from_spec(spec); spec.loader.exec_module(driver)
+    from tunekit.data import load_dataset
+    from tunekit.plugins import LoadedModel, hf
+    from tunekit_trl import dpo
+    from tunekit_trl.options import DpoOptions
+    folder, size, accumulation = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    options = DpoOptions(loss_type=["sigmoid", "sft"], batch_size=size, gradient_accumulation=accumulation, epochs=2.0,
+        learning_rate=0.05, optimizer="sgd", max_grad_norm=0.0, validation=1, checkpoint_every=100, samples=0)
+    ctx = driver.context("align", folder, LoadedModel(model=driver.tiny_model(), tokenizer=driver.byte_tokenizer()),
+        driver.PREFERENCES[:13], options)
+    ctx.validation = load_dataset(driver.PREFERENCES[13:], accepts=("preference",))
+    train, seen = hf.train, []
+    def look(ctx, trainer):
+        seen.append(trainer)
+        made = train(ctx, trainer)
+        if trainer.is_world_process_zero():
+            log = [r for r in trainer.state.log_history if "loss" in r or "eval_loss" in r]
+            keys = ("loss", "eval_loss", "rewards/margins", "rewards/accuracies", "eval_rewards/margins", "grad_norm",
+                "logps/chosen", "mean_token_accuracy", "tokens")
+            weights = [float(p.detach().double().sum()) for p in trainer.model.parameters()]
+            kept = [{k: r[k] for k in keys if k in r} for r in log]
+            Path(sys.argv[5]).write_text(json.dumps([kept, weights]))
+        raise SystemExit(0)
+    hf.train = look
+    dpo.DpoTrainer().run(ctx)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_pairs_what_one_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T1: thirteen pairs in batches of two; one process has nothing left in the last step."""
+    monkeypatch.setattr(processes, "CODE", CODE)
+    one, weights = processes.run(tmp_path / "one", 1, 2, 2)
+    two, other = processes.run(tmp_path / "two", 2, 2, 1)
+    assert len(one) == len(two) == 10
+    for mine, theirs in zip(two, one, strict=True):
+        assert mine.keys() == theirs.keys() and len(mine) >= 2
+        for key, value in theirs.items():
+            assert mine[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
+    assert other == pytest.approx(weights, rel=1e-4, abs=1e-4)
+    assert [len(list((tmp_path / name / "step" / "reference").iterdir())) for name in ("one", "two")] == [2, 2]
