@@ -155,3 +155,17 @@ def test_rows_that_a_rating_does_not_fit() -> None:
     with pytest.raises(DataError) as caught:
         list(load_dataset([{"prompt": "a", "completion": "b", "score": s} for s in (1, 2, None)], accepts=("rated",)))
     assert (caught.value.details["row"], caught.value.details["field"]) == (3, "score")
+
+
+def test_of_a_message_tree_a_step_reads_what_it_likes_best() -> None:
+    """A tree holds rankings, thumbs and conversations; which of them counts is said only by the step, or by the user."""
+    replies = [
+        {"role": "assistant", "text": text, "rank": rank, "emojis": {"+1": 1 - rank, "-1": rank}, "replies": []}
+        for rank, text in enumerate(("Four.", "Five."))
+    ]
+    tree = {"role": "prompter", "text": "2 + 2?", "replies": replies}
+    assert load_dataset([tree], accepts=("preference", "ranked", "rated", "feedback")).format == "tree_ranked"
+    assert load_dataset([tree], accepts=("feedback", "ranked")).format == "tree_feedback"
+    with pytest.raises(DataError) as caught:
+        load_dataset([tree])
+    assert caught.value.code == "ambiguous-format"

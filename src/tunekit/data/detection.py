@@ -146,6 +146,10 @@ def _best(source: Source, known: list[Reading], served: list[Reading], accepts: 
     pool = direct or served
     level = max(reading.level for reading in pool)
     pool = [reading for reading in pool if reading.level == level]
+    if direct and pool[0].rivals == "tree":
+        # A tree holds several things at once, so that what the step likes best is no guess.
+        wanted = min(accepts.index(reading.form.schema) for reading in pool)
+        pool = [reading for reading in pool if reading.form.schema == accepts[wanted]]
     rivals = [reading for reading in pool if reading.rivals and reading.rivals == pool[0].rivals]
     if len(rivals) > 1:
         raise DataError(
