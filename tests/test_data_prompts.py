@@ -158,7 +158,7 @@ def test_rows_that_a_rating_does_not_fit() -> None:
 
 
 def test_of_a_message_tree_a_step_reads_what_it_likes_best() -> None:
-    """A tree holds rankings, thumbs and conversations; which of them counts is said only by the step, or by the user."""
+    """A tree holds rankings, thumbs and conversations; which of them counts, the step says, or the user."""
     replies = [
         {"role": "assistant", "text": text, "rank": rank, "emojis": {"+1": 1 - rank, "-1": rank}, "replies": []}
         for rank, text in enumerate(("Four.", "Five."))

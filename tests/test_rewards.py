@@ -303,6 +303,14 @@ def test_a_step_is_run_again_when_its_rewards_change(base: Pipeline, tmp_path: P
     assert ran(chain(base, steps=5, reward=Offset(1.0)), folder) == ["align"]
     assert ran(chain(base, steps=5, reward=Offset(1.0)), folder) == []
     assert ran(chain(base, steps=5, reward=Offset(2.0)), folder) == ["align"]
+    # A function that is held counts by its code.
+    held = Offset(2.0)
+    held.rule = lambda text: 1.0  # type: ignore[attr-defined]
+    assert ran(chain(base, steps=5, reward=held), folder) == ["align"]
+    held.rule = lambda text: 2.0  # type: ignore[attr-defined]
+    assert ran(chain(base, steps=5, reward=held), folder) == ["align"]
+    assert ran(chain(base, steps=5, reward=functools.partial(scaled(1.0), rule=held.rule)), folder) == ["align"]  # type: ignore[attr-defined]
+    assert ran(chain(base, steps=5, reward=functools.partial(scaled(1.0), rule=len)), folder) == ["align"]
 
 
 def test_what_does_not_count_is_told(base: Pipeline) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from tunekit._analysis import Analysis, StepAnalysis
 from tunekit._registry import Entry
-from tunekit._rewards import STEP, missing_columns, needed_columns, opaque_parts
+from tunekit._reward_callables import opaque_parts
+from tunekit._rewards import STEP, missing_columns, needed_columns
 from tunekit.errors import TunekitError, nearest
 from tunekit.plan import ResolvedReward
 from tunekit.plugins.specs import RewardSpec

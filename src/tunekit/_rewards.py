@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import enum
-import functools
-import inspect
 import math
-import re
 import traceback
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from tunekit._analysis import Analysis, StepAnalysis, validated
 from tunekit._registry import Entry
+from tunekit._reward_callables import callable_digest, is_reward, name_of, signature_of
 from tunekit.context import BoundReward
 from tunekit.errors import OptionsError, PluginError, StepError, TunekitError, nearest
-from tunekit.plan import ResolvedReward, digest, free_name, thaw
+from tunekit.plan import ResolvedReward, free_name, thaw
 from tunekit.plugins.specs import RewardSpec, TrainerSpec
 from tunekit.session import OBJECT, Session
 
@@ -32,10 +27,8 @@ __all__ = [
     "STEP",
     "bind_rewards",
     "bound_rewards",
-    "callable_digest",
     "missing_columns",
     "needed_columns",
-    "opaque_parts",
     "own_options",
     "reward_keys",
     "start_rewards",
@@ -266,7 +259,7 @@ def _bind_step(
 
 def _bind_callable(analysis: Analysis, step: StepAnalysis, ref: str, weight: float, options: dict[str, Any]) -> None:
     found = analysis.objects.get(ref)
-    name = _name_of(found) if found is not None else ref.removeprefix(OBJECT).partition("-")[0]
+    name = name_of(found) if found is not None else ref.removeprefix(OBJECT).partition("-")[0]
     problem, fix = "", 'pass options by name to a packaged reward: {"name": "exact-match", ...}'
     if found is None:
         problem, fix = "is in memory, and not here", "run the pipeline that was given it, or name a reward of a plugin"
@@ -276,7 +269,7 @@ def _bind_callable(analysis: Analysis, step: StepAnalysis, ref: str, weight: flo
         problem, fix = f"is a {type(found).__name__}, which cannot be called", "pass a function"
     elif options:
         problem = f"is a callable, which takes no options; found {', '.join(options)}"
-    elif not _is_reward(found):
+    elif not is_reward(found):
         problem, fix = "does not take prompts and completions", f"def {name}(prompts, completions, **columns): ..."
     if problem:
         analysis.add("error", step.name, "reward-callable", f"The reward {name} {problem}.", fix, option="reward")
@@ -306,100 +299,6 @@ def _add(
     step.reward_entries.append(entry)
 
 
-# ---------------------------------------------------------------- callables
-
-
-def _name_of(found: Any) -> str:
-    while isinstance(found, functools.partial):
-        found = found.func
-    name = getattr(found, "__name__", None) or type(found).__name__
-    return "function" if name == "<lambda>" else str(name)
-
-
-def _is_reward(found: Any) -> bool:
-    signature = _signature(found)
-    if signature is None:
-        return True
-    try:
-        signature.bind_partial(prompts=[], completions=[])
-    except TypeError:
-        return False
-    return True
-
-
-def _signature(found: Any) -> inspect.Signature | None:
-    try:
-        return inspect.signature(found)
-    except (TypeError, ValueError):  # written in C: nothing is known
-        return None
-
-
-def callable_digest(found: Any) -> str:
-    """Hash of what a callable in memory does: its code, the values that it holds, and its plain attributes."""
-    from tunekit.plugins._code import code_digest
-
-    if isinstance(found, functools.partial):
-        held = [callable_digest(found.func), _value_digest((found.args, tuple(sorted(found.keywords.items()))))]
-    elif isinstance(found, types.MethodType):
-        held = [callable_digest(found.__func__), _object_digest(found.__self__)]
-    elif isinstance(found, types.FunctionType):
-        held = [code_digest(found, None, containers=True)]
-    else:
-        held = [_object_digest(found)]
-    return digest(held)
-
-
-def _object_digest(found: Any) -> str:
-    from tunekit.plugins._code import code_digest
-
-    kind = found if isinstance(found, type) else type(found)
-    return digest([code_digest(kind, None, containers=True), _value_digest(getattr(found, "__dict__", {}))])
-
-
-def _value_digest(value: Any) -> str:
-    from tunekit.plugins._code import code_digest
-
-    def holder(held: Any = value) -> None:
-        """The value counts as the default of a function does."""
-
-    return code_digest(holder, None, containers=True)
-
-
-def opaque_parts(found: Any) -> list[str]:
-    """Classes of what a callable holds and :func:`callable_digest` cannot look into, such as models and files."""
-    if isinstance(found, functools.partial):
-        held = [*found.args, *found.keywords.values()]
-        return [*opaque_parts(found.func), *(kind for value in held for kind in _opaque(value))]
-    if isinstance(found, types.MethodType):
-        found = found.__self__
-    if isinstance(found, types.FunctionType):
-        held = []
-        for cell in found.__closure__ or ():
-            with contextlib.suppress(ValueError):  # not set yet
-                held.append(cell.cell_contents)
-    else:
-        held = list(getattr(found, "__dict__", {}).values())
-    return sorted({kind for value in held for kind in _opaque(value)})
-
-
-_SEEN = (
-    *(str, bytes, int, float, complex, type, types.ModuleType, Path, re.Pattern, enum.Enum),
-    *(types.FunctionType, types.BuiltinFunctionType, functools.partial),
-)
-"""Types of which a digest says what there is to say."""
-
-
-def _opaque(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        for item in value.values():
-            yield from _opaque(item)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            yield from _opaque(item)
-    elif not (value is None or isinstance(value, _SEEN) or dataclasses.is_dataclass(value)):
-        yield type(value).__qualname__
-
-
 # ---------------------------------------------------------------- columns
 
 
@@ -411,7 +310,7 @@ def needed_columns(reward: ResolvedReward, session: Session, objects: Mapping[st
     """
     if reward.component is None:
         found = objects.get(reward.memory or "")
-        signature = _signature(found) if found is not None else None
+        signature = signature_of(found) if found is not None else None
         if signature is None:
             return ()
         known = ("prompts", "completions", "completion_ids", "finished")
@@ -497,7 +396,7 @@ def _bound(reward: ResolvedReward, session: Session, objects: Mapping[str, Any])
         where = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', type(found).__qualname__)}"
         return BoundReward(name=reward.name, reward=found, weight=reward.weight, label=where.lstrip("."))
     target = session.load(component)
-    if isinstance(target, types.FunctionType) and session.options_model(component) is None and _is_reward(target):
+    if isinstance(target, types.FunctionType) and session.options_model(component) is None and is_reward(target):
         made: Any = target  # a function that was decorated is the reward itself
     else:
         options = session.parse_options(component, reward.options)
