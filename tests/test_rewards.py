@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -311,6 +315,37 @@ def test_a_step_is_run_again_when_its_rewards_change(base: Pipeline, tmp_path: P
     assert ran(chain(base, steps=5, reward=held), folder) == ["align"]
     assert ran(chain(base, steps=5, reward=functools.partial(scaled(1.0), rule=held.rule)), folder) == ["align"]  # type: ignore[attr-defined]
     assert ran(chain(base, steps=5, reward=functools.partial(scaled(1.0), rule=len)), folder) == ["align"]
+
+
+def test_the_digest_of_a_callable_is_the_same_in_every_process() -> None:
+    """A killed run that goes on in another process finds its step again."""
+    code = """
+        import functools
+        from tunekit._reward_callables import callable_digest
+
+        WORDS = {"yes", "no", "perhaps"}
+
+        class Judge:
+            def __init__(self, scale):
+                self.scale, self.words, self.rule = scale, {"a": 1, "b": {2, 3}}, lambda text: len(text)
+
+            def __call__(self, prompts, completions, **columns):
+                return [self.scale * (one in WORDS) for one in completions]
+
+        print(callable_digest(Judge(2)), callable_digest(functools.partial(Judge(2), prompts=["a"])))
+        print(callable_digest(Judge(3)), callable_digest(Judge(2).__call__))
+    """
+    texts = [
+        subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert texts[0] == texts[1] and len(set(texts[0].split())) == 4
 
 
 def test_what_does_not_count_is_told(base: Pipeline) -> None:
