@@ -394,3 +394,14 @@ def test_samples_before_and_after(lora: LoraOptions | None, tmp_path: Path) -> N
     still, _, _ = run("dpo", tmp_path / "still", learning_rate=1e-12, **options)
     assert all(row["before"] == row["after"] for row in still.details["samples"]["rows"])
     assert still.details["kl_to_start"]["per_token"] == pytest.approx(0, abs=1e-6)
+
+
+def test_an_adapter_on_the_output_layer_is_trained(tmp_path: Path) -> None:
+    """T4: logits of the completions alone still go through it."""
+    lora = LoraOptions(r=4, targets=["lm_head"])
+    model = driver.tiny_model(tied=False)
+    artifact, events, _ = run(
+        "dpo", tmp_path, model=model, lora=lora, loss_type="sigmoid", max_steps=4, learning_rate=1e-2
+    )
+    assert events.losses[0] == pytest.approx(math.log(2), abs=1e-6) and events.losses[-1] < events.losses[0] - 1e-3
+    assert artifact.details["merge_proof"]["changed_tensors"] == 1

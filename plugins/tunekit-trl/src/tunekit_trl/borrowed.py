@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunekit.errors import OptionsError
 from tunekit.plugins import hf
 
-__all__ = ["borrowed", "dropout_off", "dropout_rates", "refuse_adapter_on_head"]
+__all__ = ["borrowed", "dropout_off", "dropout_rates"]
 
 
 @contextmanager
@@ -95,17 +94,3 @@ def _functional_dropout(model: Any) -> list[tuple[Any, str, float]]:
         for name, value in vars(module).items()
         if "dropout" in name and isinstance(value, float) and 0 < value < 1
     ]
-
-
-def refuse_adapter_on_head(model: Any) -> None:
-    """Raises:
-    OptionsError: if an adapter sits on the output layer, which TRL's fused output layer would pass by.
-    """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if head is not None and hasattr(head, "base_layer"):
-        raise OptionsError(
-            "An adapter on the output layer cannot be trained here: the loss is computed from its plain weights.",
-            code="adapter-on-head",
-            found=type(head).__name__,
-            fix='targets="all-linear", which leaves the output layer out',
-        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
 
 from tunekit.plugins import Artifact, StepContext, hf
 from tunekit_trl.borrowed import borrowed
@@ -62,11 +61,3 @@ class SftTrainer:
             if store is not None:
                 store.discard()
         return artifact
-
-
-def pad_id(tokenizer: Any) -> int:
-    """An id to pad with; which one does not matter, since padding is masked by length."""
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if candidate is not None:
-            return int(candidate)
-    return 0
