@@ -329,7 +329,9 @@ class _Look:
             if problems:
                 raise _bad(data, problems[0], all_rows=len(problems))
             raise DataError(f"{data.name} gives nothing to train on.", code="empty-dataset")
-        self._judge(totals, complete)
+        # Where completions are yet to be written, prompts hold nothing to learn.
+        if getattr(self.session.spec(step.component), "rewards", "") != "required":
+            self._judge(totals, complete)
         return Preview(
             step=step.name,
             component=step.component.id,

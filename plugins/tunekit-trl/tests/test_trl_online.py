@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,8 @@ def test_reward_rises(component: Any, options: Any, guesser: LoadedModel, tmp_pa
     assert sum(rewards[-5:]) / 5 > rewards[0] + 0.2
     assert artifact.details["reference"] == "the step's input model"
     assert artifact.details["shared_prompts"] is True
+    if component is OnlineDpoTrainer:
+        assert events.losses[0] == pytest.approx(math.log(2), abs=1e-5)
 
 
 @pytest.mark.parametrize("lora", [None, LoraOptions(r=4)], ids=["full", "lora"])
@@ -232,6 +235,18 @@ def test_a_prompt_is_never_cut(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         GrpoTrainer().run(ctx)
     assert caught.value.code == "prompt-too-long" and caught.value.details["row"] == 2
+
+
+def test_preview_shows_the_prompts() -> None:
+    loaded = driver.tiny_pair()
+    rows = [{"prompt": "1+1=", "answer": "2"}, {"prompt": "1" * 40, "answer": "1"}]
+    line = tunekit.Pipeline(model=(loaded.model, loaded.tokenizer)).align(
+        method="grpo", prompts=rows, reward="exact-match", max_new_tokens=4, max_length=32, on_bad_row="skip"
+    )
+    made = line.preview()
+    assert ["".join(token.text for token in row.tokens) for row in made.rows] == ["1+1="]
+    assert [(problem.row, problem.code, problem.skipped) for problem in made.problems] == [(2, "prompt-too-long", True)]
+    assert made.totals["trained_tokens"] == 0
 
 
 def test_a_missing_end_costs(tmp_path: Path) -> None:
