@@ -473,6 +473,7 @@ def test_data_without_a_method_say_why(base: Pipeline) -> None:
     with pytest.raises(CheckFailed, match="3 thumbs are too few"):
         none.explain()
     assert ("error", "align", "wrong-answer") in found(base.align(data=Store(3)))
+    assert ("error", "align", "component-failed") in found(base.align(data=Store(KeyError("x"))))
     assert found(base.align(data=Store(None))) == [], "no opinion: the usual method"
 
 

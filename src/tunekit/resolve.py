@@ -203,7 +203,19 @@ def _suggestion(analysis: Analysis, step: StepPlan) -> tuple[str, str] | None:
     else:
         found = session.hooks.resolve_dataset(ref) if session.registry.get("dataset", ref) is None else None
     ask = getattr(found, "best_method", None)
-    answer = ask(step.kind) if callable(ask) and not isinstance(found, type) else None
+    if not callable(ask) or isinstance(found, type):
+        return None
+    try:
+        answer = ask(step.kind)
+    except TunekitError:
+        raise
+    except Exception as error:  # code of a plugin, or of the user
+        raise PluginError(
+            f"{type(found).__qualname__}.best_method failed.",
+            code="component-failed",
+            found=f"{type(error).__name__}: {error}",
+            fix=f"mend it, or name the method: {step.kind}(method=...)",
+        ) from error
     if answer is None:
         return None
     match answer:
