@@ -23,7 +23,7 @@ SOURCES := src $(wildcard plugins/*/src)
 PROJECTS := pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS))
 OLDEST_TRL := 1.14.2
 TRL_TESTS := plugins/tunekit-trl/tests/test_trl_dpo.py plugins/tunekit-trl/tests/test_trl_fidelity.py \
-	$(sort $(wildcard plugins/tunekit-trl/tests/test_trl_*oracle*.py plugins/tunekit-trl/tests/test_trl_online*.py))
+	$(sort $(wildcard plugins/tunekit-trl/tests/test_trl_*oracle*.py))
 
 .PHONY: demo test lint api oldest setup clean
 .DELETE_ON_ERROR:
