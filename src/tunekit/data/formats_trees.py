@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tunekit.data.formats_base import NO, YES, Format, Row
@@ -10,7 +11,7 @@ from tunekit.data.formats_judged import votes
 from tunekit.data.messages import normalize_messages
 from tunekit.data.rows import RowProblem, kind_of
 
-__all__ = ["TREE_FORMATS"]
+__all__ = ["TREE_FORMATS", "TreeMessage", "tree_messages"]
 
 _DEPTH = 500
 """Messages on the longest path that is followed; real conversations have some dozens."""
@@ -63,6 +64,34 @@ def _nodes(row: Row) -> Iterator[tuple[Mapping[str, Any], str, Path]]:
             raise RowProblem("replies", f"are nested more than {_DEPTH} deep")
         yield node, place, path
         waiting += [(reply, where, path) for reply, where in reversed(_replies(node, place))]
+
+
+@dataclass(frozen=True)
+class TreeMessage:
+    """A message of a tree, and what people thought of it."""
+
+    path: Path
+    """The messages up to and with it."""
+    parent: str
+    """Place in the tree of the message that it replies to; equal for the replies to one message."""
+    rank: int | None
+    """0 is best."""
+    up: int
+    down: int
+
+
+def tree_messages(row: Row) -> Iterator[TreeMessage]:
+    """Every message that nobody deleted or rejected, parents before replies.
+
+    Raises:
+        RowProblem: if the tree is malformed.
+    """
+    for node, place, path in _nodes(row):
+        _opinion(node, place)  # checks the counts
+        emojis = node.get("emojis") or {}
+        up, down = (int(emojis.get(name) or 0) for name in ("+1", "-1"))
+        parent = place.removesuffix(".").rpartition("replies[")[0]
+        yield TreeMessage(path, parent, _rank(node, place), up, down)
 
 
 def _opinion(node: Mapping[str, Any], place: str) -> bool | None:

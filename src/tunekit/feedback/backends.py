@@ -1,0 +1,98 @@
+"""What a database must do for a feedback store, and what is asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tunekit.errors import ArtifactError, DataError
+from tunekit.feedback.records import Entry
+
+__all__ = ["Backend", "Where", "busy", "conflict"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Which records; empty fields leave none out."""
+
+    since: int | None = None
+    """Microseconds since the epoch, inclusive."""
+    until: int | None = None
+    """Microseconds, exclusive."""
+    user_hash: str | None = None
+    model_hash: str | None = None
+    source: str | None = None
+    ids: tuple[str, ...] | None = None
+
+    def sql(self, mark: str) -> tuple[str, list[Any]]:
+        """A WHERE clause with ``mark`` in the places of the values, and these."""
+        parts: list[str] = []
+        values: list[Any] = []
+        for column, sign, value in (
+            ("micros", ">=", self.since),
+            ("micros", "<", self.until),
+            ("user_hash", "=", self.user_hash),
+            ("model_hash", "=", self.model_hash),
+            ("source", "=", self.source),
+        ):
+            if value is not None:
+                parts.append(f"{column} {sign} {mark}")
+                values.append(value)
+        if self.ids is not None:
+            parts.append(f"id IN ({', '.join([mark] * len(self.ids))})" if self.ids else "1 = 0")
+            values += self.ids
+        return ("WHERE " + " AND ".join(parts) if parts else ""), values
+
+
+class Backend(Protocol):
+    """A database with one table of entries."""
+
+    @property
+    def name(self) -> str:
+        """For people, without passwords."""
+        ...
+
+    def insert(self, entries: Sequence[Entry]) -> None:
+        """All or none; safe on the disk when it returns. Entries that are there already stay."""
+        ...
+
+    def read(self, where: Where) -> Iterator[Entry]:
+        """As of now, oldest first."""
+        ...
+
+    def count(self, where: Where) -> int:
+        """How many."""
+        ...
+
+    def delete(self, where: Where) -> int:
+        """How many are gone."""
+        ...
+
+    def problems(self) -> list[str]:
+        """What the database finds wrong with itself."""
+        ...
+
+    def close(self) -> None:
+        """Give connections back."""
+        ...
+
+
+def busy(name: str, timeout: float) -> ArtifactError:
+    """The error when others have held the store for too long."""
+    return ArtifactError(
+        f"The feedback store {name} was busy for {timeout:g} seconds.",
+        code="feedback-busy",
+        found="other processes write to it without a pause, or hold a transaction open",
+        fix="record several judgements at once with record_many, give a longer timeout=, or use PostgreSQL",
+    )
+
+
+def conflict(id: str) -> DataError:
+    """The error for an id that another record has."""
+    return DataError(
+        f"The feedback store has another record with the id {id!r}.",
+        code="feedback-id-taken",
+        fix="send the same record again, or give a new one an id of its own",
+        details={"id": id},
+    )

@@ -1,0 +1,321 @@
+"""The feedback store in one SQLite file: many write at once, and a kill loses nothing that was acknowledged."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from tunekit.errors import ArtifactError, OptionsError
+from tunekit.feedback.backends import Where, busy, conflict
+from tunekit.feedback.records import Entry
+from tunekit.storage import disk_errors, free_space
+
+__all__ = ["APPLICATION", "SqliteBackend", "is_store_file"]
+
+APPLICATION = 0x746B6662
+"""``tkfb``, the application id in the header of the file."""
+
+VERSION = 1
+_HEADER = b"SQLite format 3\x00"
+_APPLICATION_AT = 68
+_LONGEST_PAUSE = 0.05
+_PAGE = 1000
+
+_SCHEMA = """
+CREATE TABLE records (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    micros INTEGER NOT NULL,
+    prompt_key TEXT NOT NULL,
+    user_hash TEXT NOT NULL,
+    model_hash TEXT NOT NULL,
+    source TEXT NOT NULL,
+    body TEXT NOT NULL,
+    checksum TEXT NOT NULL
+) STRICT;
+CREATE INDEX records_user ON records (user_hash);
+CREATE INDEX records_time ON records (micros);
+"""
+_COLUMNS = "id, micros, prompt_key, user_hash, model_hash, source, body, checksum"
+
+_Answer = TypeVar("_Answer")
+
+
+def is_store_file(path: Path) -> bool:
+    """Whether a file is a feedback store."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_APPLICATION_AT + 4)
+    except OSError:
+        return False
+    return head.startswith(_HEADER) and head[_APPLICATION_AT:] == APPLICATION.to_bytes(4, "big")
+
+
+class _Open:
+    """The connection of one process. A connection must not be used, nor closed, in a process that was forked."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.lock = threading.RLock()
+        self.connection: sqlite3.Connection | None = None
+
+
+_LEFT: list[_Open] = []
+"""Connections of the process that this one was forked from; kept, since to close them is to use them."""
+
+
+class SqliteBackend:
+    """Records in a file with a write-ahead log.
+
+    A write is over, and acknowledged, when the log is on the disk (``synchronous=FULL``): it survives a kill of the
+    process and a loss of power. Writers wait for each other up to ``timeout`` seconds.
+
+    Args:
+        path: the file; made if it is not there.
+        timeout: seconds.
+        durability: ``full``, or ``normal``: a loss of power may take the last records, a kill takes none.
+        create: whether the file may be made.
+    """
+
+    def __init__(self, path: Path, *, timeout: float = 60.0, durability: str = "full", create: bool = True) -> None:
+        if durability not in ("full", "normal"):
+            raise OptionsError(
+                f"durability is {durability!r}; it is 'full' or 'normal'.", code="durability", asked=repr(durability)
+            )
+        self.path = path
+        self.timeout = timeout
+        self.durability = durability
+        self._open = _Open()
+        if not create and not path.is_file():
+            raise ArtifactError(f"There is no feedback store {path}.", code="missing-store", fix="check the path")
+        if not path.parent.is_dir():
+            raise ArtifactError(
+                f"There is no folder {path.parent} for the feedback store.", code="missing-folder", fix="make it first"
+            )
+        self._run(lambda connection: None)
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.path.name
+
+    def insert(self, entries: Sequence[Entry]) -> None:
+        """Write all of them, or none. An entry that is there already stays as it is.
+
+        Raises:
+            DataError: if another record has the id of one of them.
+            ArtifactError: if the file cannot be written.
+        """
+        places = ", ".join("?" * 8)
+
+        def work(connection: sqlite3.Connection) -> None:
+            with _writing(connection):
+                for entry in entries:
+                    done = connection.execute(
+                        f"INSERT INTO records ({_COLUMNS}) VALUES ({places}) ON CONFLICT (id) DO NOTHING", entry.row()
+                    )
+                    if done.rowcount == 0:
+                        (body,) = connection.execute("SELECT body FROM records WHERE id = ?", (entry.id,)).fetchone()
+                        if body != entry.body:
+                            raise conflict(entry.id)
+
+        self._run(work)
+
+    def read(self, where: Where) -> Iterator[Entry]:
+        """The entries as of now, oldest first; what is written meanwhile is not among them."""
+        condition, values = where.sql("?")
+        # A connection of its own: a reader that is not finished yet must not hold up writers of this process.
+        with contextlib.closing(self._connected()) as connection:
+            with self._errors("reading"):
+                found = connection.execute(f"SELECT {_COLUMNS} FROM records {condition} ORDER BY micros, id", values)
+            while True:
+                with self._errors("reading"):
+                    rows = found.fetchmany(_PAGE)
+                if not rows:
+                    return
+                for row in rows:
+                    yield Entry(*row)
+
+    def count(self, where: Where) -> int:
+        """Number of entries."""
+        condition, values = where.sql("?")
+
+        def work(connection: sqlite3.Connection) -> int:
+            (number,) = connection.execute(f"SELECT COUNT(*) FROM records {condition}", values).fetchone()
+            return int(number)
+
+        return self._run(work)
+
+    def delete(self, where: Where) -> int:
+        """Remove entries, and overwrite what they stood in."""
+        condition, values = where.sql("?")
+
+        def work(connection: sqlite3.Connection) -> int:
+            with _writing(connection):
+                return connection.execute(f"DELETE FROM records {condition}", values).rowcount
+
+        removed = self._run(work)
+        # Else the log still holds the texts. It cannot be emptied under a reader; the next checkpoint does it then.
+        self._run(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+        return removed
+
+    def problems(self) -> list[str]:
+        """What SQLite finds wrong with its own file."""
+
+        def work(connection: sqlite3.Connection) -> list[str]:
+            found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check").fetchall()]
+            return [] if found == ["ok"] else found
+
+        return self._run(work)
+
+    def close(self) -> None:
+        """Close the connection of this process. The next call opens one again."""
+        state = self._state()
+        with state.lock:
+            if state.connection is not None:
+                state.connection.close()
+                state.connection = None
+
+    # One connection a process, and patience.
+
+    def _state(self) -> _Open:
+        if self._open.pid != os.getpid():
+            _LEFT.append(self._open)
+            self._open = _Open()
+        return self._open
+
+    def _run(self, work: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
+        """Do some work, again while others hold the file."""
+        state = self._state()
+        until = time.monotonic() + self.timeout
+        pause = 0.001
+        while True:
+            try:
+                with state.lock:
+                    if state.connection is None:
+                        state.connection = self._connected()
+                    with self._errors("writing"):
+                        return work(state.connection)
+            except _Busy:
+                if time.monotonic() > until:
+                    raise busy(self.name, self.timeout) from None
+            # Pauses of random length: those of SQLite's own handler let the same writers lose again and again.
+            time.sleep(pause * random.random())
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _connected(self) -> sqlite3.Connection:
+        until = time.monotonic() + self.timeout
+        while True:
+            try:
+                return self._connect()
+            except _Busy:
+                if time.monotonic() > until:
+                    raise busy(self.name, self.timeout) from None
+                time.sleep(0.02 * random.random())
+
+    def _connect(self) -> sqlite3.Connection:
+        with self._errors("opening"):
+            connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            with self._errors("opening"):
+                self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        if application != APPLICATION:
+            self._create(connection)
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            raise ArtifactError(
+                f"The feedback store {self.name} was written by a newer tunekit.",
+                code="newer-store",
+                found=f"version {version}; this tunekit knows {VERSION}",
+                fix="pip install -U tunekit",
+            )
+        (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        if mode != "wal":
+            raise ArtifactError(
+                f"The file system of {self.path} cannot hold a write-ahead log.",
+                code="no-wal",
+                found=f"journal mode {mode}",
+                fix="put the store on a local disk, or use PostgreSQL",
+            )
+        connection.execute(f"PRAGMA synchronous={self.durability.upper()}")
+        connection.execute("PRAGMA secure_delete=ON")
+
+    def _create(self, connection: sqlite3.Connection) -> None:
+        with _writing(connection):
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+            if application == APPLICATION:  # another process was faster
+                return
+            (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+            if tables or application:
+                raise ArtifactError(
+                    f"{self.path} is the database of another program.",
+                    code="foreign-database",
+                    found=f"{tables} tables or indices, none of a feedback store",
+                    fix="give the feedback a file of its own",
+                )
+            for statement in _SCHEMA.split(";"):
+                if statement.strip():
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA application_id={APPLICATION}")
+            connection.execute(f"PRAGMA user_version={VERSION}")
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        try:
+            with disk_errors(self.path, f"{doing} the feedback store {self.name}"):
+                yield
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise _Busy from error
+            raise self._translated(error, code, doing) from error
+
+    def _translated(self, error: sqlite3.Error, code: int, doing: str) -> ArtifactError:
+        name, fix = {
+            sqlite3.SQLITE_FULL: ("disk-full", "free some space; what was acknowledged is safe"),
+            sqlite3.SQLITE_READONLY: ("not-writable", "give write permission to the file and its folder"),
+            sqlite3.SQLITE_CANTOPEN: ("not-writable", "give write permission to the file and its folder"),
+            sqlite3.SQLITE_NOTADB: ("not-a-store", "give the path of a feedback store, or of a file to be made"),
+            sqlite3.SQLITE_CORRUPT: ("damaged-store", "restore a backup; sqlite3's .recover may save the rest"),
+            sqlite3.SQLITE_IOERR: ("disk-error", "look at the disk; what was acknowledged before is in the file"),
+        }.get(code, ("feedback-store", ""))
+        free = free_space(self.path)
+        room = "" if free is None else f" ({free / 1e6:,.0f} MB free)"
+        return ArtifactError(
+            f"Failed {doing} the feedback store {self.name}: {error}.",
+            code=name,
+            found=f"{self.path}{room}",
+            fix=fix,
+            details={"path": str(self.path)},
+        )
+
+
+class _Busy(Exception):
+    """Another process holds the file."""
+
+
+@contextlib.contextmanager
+def _writing(connection: sqlite3.Connection) -> Iterator[None]:
+    """A transaction that is the only one to write from its first statement on."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
