@@ -103,7 +103,15 @@ def test_the_marker_brings_pluggy_and_nothing_else() -> None:
 
 
 def test_plugin_modules_are_light() -> None:
-    names = ("tunekit_transformers", "tunekit_trl", "tunekit_peft", "tunekit_gptq", "tunekit_evals", "tunekit_lm_eval")
+    names = (
+        "tunekit_transformers",
+        "tunekit_trl",
+        "tunekit_ppo",
+        "tunekit_peft",
+        "tunekit_gptq",
+        "tunekit_evals",
+        "tunekit_lm_eval",
+    )
     code = "import " + ", ".join(f"{name}.plugin" for name in names)
     assert modules_after(code) & set(HEAVY) == {"pluggy"}
     options = modules_after("import " + ", ".join(f"{name}.options" for name in names))

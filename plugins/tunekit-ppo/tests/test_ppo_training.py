@@ -42,16 +42,21 @@ SMALL = {
     "max_steps": 12,
     "value_coef": 0.5,
 }
-SCORE = driver.share("a")
+
+
+def score(prompts: Any, completions: Any, *, completion_ids: Any, **columns: Any) -> list[float]:
+    """What every completion has something of."""
+    return [sum(token % 8 for token in ids) / len(ids) for ids in completion_ids]
 
 
 def lora() -> LoraAdapter:
     return LoraAdapter(LoraOptions(r=4))
 
 
-def run(folder: Path, reward: Any = SCORE, **arguments: Any) -> tuple[Any, Any, Any]:
+def run(folder: Path, reward: Any = score, **arguments: Any) -> tuple[Any, Any, Any]:
     """Artifact, events and context of one step; four optimizer steps in a rollout."""
-    events = arguments.pop("events", None) or driver.Events()
+    events = arguments.pop("events", None)
+    events = driver.Events() if events is None else events
     ctx = driver.context(folder, reward, events=events, **{**SMALL, **arguments})
     return PpoComponent().run(ctx), events, ctx
 
@@ -61,7 +66,7 @@ def rows(events: Any) -> dict[int, dict[str, float]]:
 
 
 def trainer(folder: Path, adapter: Any = None, reference: Any = None, **options: Any) -> PpoTrainer:
-    ctx = driver.context(folder, SCORE, adapter=adapter, **{**SMALL, **options})
+    ctx = driver.context(folder, score, adapter=adapter, **{**SMALL, **options})
     start = ctx.model()
     policy = start.model if adapter is None else adapter.attach(start.model, seed=0)
     if adapter is None and reference is None:
@@ -197,7 +202,7 @@ RESUMED: dict[str, Any] = {"checkpoint_every": 3, "kl_target": 3.0, "scale_score
 
 def test_killed_and_cancelled_runs_go_on_along_the_same_curve(tmp_path: Path) -> None:
     """T33: the rollout that is under way, the coefficient, the running scale and the values are in the checkpoint."""
-    artifact, whole, ctx = run(tmp_path / "whole", **RESUMED)
+    artifact, whole, _ = run(tmp_path / "whole", **RESUMED)
     expected = rows(whole)
     weights = (tmp_path / "whole" / "model" / "model.safetensors").read_bytes()
 
@@ -250,15 +255,11 @@ def test_passes_end_when_the_policy_has_moved_too_far(tmp_path: Path) -> None:
 
 
 def test_training_ends_beyond_the_bound_with_the_model_before(tmp_path: Path) -> None:
-    options = {"learning_rate": 3e-2, "adapter": lora(), "max_steps": 40}
+    options = {"learning_rate": 3e-3, "adapter": lora(), "max_steps": 80}
     artifact, events, ctx = run(tmp_path, stop_kl=0.05, **options)
     assert "early-stop" in events.codes() and "stop_kl" in artifact.details["ended_early"]
     steps = max(rows(events))
-    assert steps < 40 and artifact.metrics["kl"] > 0.05
-    # What is handed on is the model at the start of the rollout before: the result of a shorter training.
-    if steps > 4:
-        shorter, _, other = run(tmp_path / "shorter", **{**options, "adapter": lora(), "schedule": "constant"})
-        assert shorter.metrics["kl_max"] > 0
+    assert steps < 80 and artifact.metrics["kl"] > 0.05
     handed = ctx.kept[0].model
     start = driver.loaded().model
     ids = torch.tensor([[70, 71, 72, 73]])
@@ -289,7 +290,7 @@ def test_rewards_are_given_what_the_rows_say(tmp_path: Path) -> None:
         BoundReward(name="one", reward=lambda prompts, completions, **_: [1.0] * len(prompts), weight=0.5),
     ]
     start = LoadedModel(model=tiny_model(), tokenizer=tiny_tokenizer())
-    artifact, events, ctx = run(tmp_path, rewards, rows=rows_, start=start, max_steps=1)
+    artifact, events, _ = run(tmp_path, rewards, rows=rows_, start=start, max_steps=1)
     assert rows(events)[1]["rewards/right"] == 0.5 and rows(events)[1]["rewards/one"] == 1.0
     assert rows(events)[1]["reward"] == pytest.approx(1.5)
     assert artifact.details["rewards"] == {"right": 2.0, "one": 0.5}
@@ -308,7 +309,7 @@ def test_a_separate_critic_starts_from_the_reward_model(tmp_path: Path) -> None:
         torch.manual_seed(4)
         judge = LlamaForSequenceClassification(config).eval()
     ctx = driver.context(
-        tmp_path, SCORE, adapter=lora(), critic="separate", critic_init="step:reward", **{**SMALL, "max_steps": 2}
+        tmp_path, score, adapter=lora(), critic="separate", critic_init="step:reward", **{**SMALL, "max_steps": 2}
     )
     ctx._load_other = {"step:reward": LoadedModel(model=judge, tokenizer=None)}.__getitem__
     seen: list[torch.Tensor] = []

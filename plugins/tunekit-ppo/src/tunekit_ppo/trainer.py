@@ -352,6 +352,15 @@ class PpoTrainer(Trainer):
         if kl <= limit or index == 0:
             self._keep_weights(kept)
             return
+        if index == 1:
+            raise StepError(
+                "The first rollout already takes the model beyond stop_kl, so there is no model within it.",
+                code="kl-bound",
+                asked=f"at most {limit:g} nats per completion",
+                found=f"{kl:.3g} nats per completion",
+                fix="lower learning_rate or ppo_epochs, raise kl_coef, or raise stop_kl",
+                details={"step": self._ctx.step.name, "kl": kl},
+            )
         load_weights(self.model, kept)
         self.ended = f"the KL divergence to the reference is {kl:.3g} nats per completion, above stop_kl={limit:g}"
         self._ctx.notice(
