@@ -207,7 +207,7 @@ class BcoObjective(UnpairedObjective):
         return -logsigmoid(torch.where(good, above, -above))
 
 
-class KeptShift(TrainerCallback, ExportableState):  # type: ignore[misc]
+class KeptShift(TrainerCallback, ExportableState):
     """Keeps the shift of BCO in checkpoints, and takes it up again."""
 
     def __init__(self, objective: BcoObjective) -> None:
