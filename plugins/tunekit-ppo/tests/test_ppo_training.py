@@ -143,7 +143,7 @@ def test_loss_and_gradient_equal_the_formula_in_float64(critic: str, tmp_path: P
     with torch.no_grad():
         for body, seed in zip(made.model.bodies(), (1, 2), strict=False):
             for weight, away in zip(body.parameters(), tiny_model(seed=seed).parameters(), strict=True):
-                weight.lerp_(away, 0.25)
+                weight.lerp_(away, 0.5)
     (numbers,) = made.rollout.minibatches(0, 8, 8, 0)
     made._tokens = made.rollout.tokens(numbers)
     made.model.zero_grad()

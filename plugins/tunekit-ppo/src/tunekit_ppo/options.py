@@ -7,14 +7,14 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tunekit.plugins import TrainOptions
+from tunekit.plugins import SampleOptions, TrainOptions
 
 __all__ = ["PpoOptions"]
 
 LEARNING_RATE = {"full": 3e-6, "adapter": 3e-5}
 
 
-class PpoOptions(TrainOptions):
+class PpoOptions(TrainOptions, SampleOptions):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347) of a language model, as in Ziegler et al.
     2019 (arXiv:1909.08593) and Huang et al. 2024 (arXiv:2403.17031).
 

@@ -50,10 +50,11 @@ class PpoComponent:
         _tell_dropout(ctx, model)
         with dropout_off(model.bodies()), contextlib.ExitStack() as stack:
             stack.enter_context(hf.quiet())
+            before = hf.start_samples(ctx, policy, tokenizer)
             trainer = PpoTrainer(ctx, model, tokenizer, prompts, reference)
             outcome = hf.train(ctx, trainer)
             said = trainer.rollouts
-            details = {
+            details: dict[str, Any] = {
                 "reference": "the step's input model" + (", adapter off" if ctx.adapter else ""),
                 "rewards": {bound.name: bound.weight for bound in ctx.rewards},
                 "rollouts": len(said),
@@ -63,6 +64,7 @@ class PpoComponent:
                 "ended_early": trainer.ended,
                 "kl_coef": trainer.kl.coefficient,
             }
+            details |= hf.compare_samples(ctx, policy, tokenizer, before=before)
             probes = _probes(trainer)
             del trainer, model, critic, reference
             gc.collect()

@@ -47,7 +47,7 @@ def planned_steps(options: Any, prompts: int) -> int:
     if options.max_steps is not None:
         return int(options.max_steps)
     completions = options.epochs * prompts * options.num_generations
-    return max(1, math.ceil(completions / options.rollout_size - 1e-9)) * _updates(options)
+    return int(max(1, math.ceil(completions / options.rollout_size - 1e-9)) * _updates(options))
 
 
 def _updates(options: Any) -> int:
@@ -142,9 +142,10 @@ class PpoTrainer(Trainer):
             if rate is not None:
                 head = list(self.model.value_head.parameters())
                 known = {id(parameter) for parameter in head}
-                for group in self.optimizer.param_groups:
+                optimizer: Any = self.optimizer
+                for group in optimizer.param_groups:
                     group["params"] = [parameter for parameter in group["params"] if id(parameter) not in known]
-                self.optimizer.add_param_group({"params": head, "lr": rate, "weight_decay": 0.0})
+                optimizer.add_param_group({"params": head, "lr": rate, "weight_decay": 0.0})
         return self.optimizer
 
     def get_batch_samples(
