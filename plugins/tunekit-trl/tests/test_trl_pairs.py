@@ -396,6 +396,31 @@ def test_samples_before_and_after(lora: LoraOptions | None, tmp_path: Path) -> N
     assert still.details["kl_to_start"]["per_token"] == pytest.approx(0, abs=1e-6)
 
 
+def test_rows_are_kept_in_four_bytes_a_token() -> None:
+    from tunekit_trl.completion_rows import CompletionRows
+
+    rows = CompletionRows(("chosen", "rejected"))
+    rows.add([1, 2], [3], [4, 5, 6])
+    rows.add([], [70000], [8])
+    rows.set_reference([-1.0, -2.0, -3.0, -4.0])
+    assert len(rows) == 2 and rows._tokens.itemsize * len(rows._tokens) == 4 * 8
+    assert dict(rows[1]) == {
+        "prompt_ids": [],
+        "chosen_ids": [70000],
+        "rejected_ids": [8],
+        "ref_chosen_logps": -3.0,
+        "ref_rejected_logps": -4.0,
+    }
+    groups = rows.groups()
+    assert len(groups) == 2 and list(groups) == [([1, 2], [[3], [4, 5, 6]]), *groups[1:]]
+    assert groups[1:] == [([], [[70000], [8]])]
+    assert len(list(rows)) == 2
+    with pytest.raises(IndexError):
+        rows[2]
+    with pytest.raises(ValueError, match="1 values"):
+        rows.set_column("margin", [0.5])
+
+
 def test_an_adapter_on_the_output_layer_is_trained(tmp_path: Path) -> None:
     """T4: logits of the completions alone still go through it."""
     lora = LoraOptions(r=4, targets=["lm_head"])

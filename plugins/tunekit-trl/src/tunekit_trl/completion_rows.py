@@ -62,9 +62,9 @@ class CompletionRows:
         prompt, *completions = self._parts(number)
         return hf.PromptGroup(prompt, completions)
 
-    def groups(self) -> list[hf.PromptGroup]:
-        """Of all rows."""
-        return [self.group(number) for number in range(len(self))]
+    def groups(self) -> Sequence[hf.PromptGroup]:
+        """Of all rows; each is made when it is looked at."""
+        return _Groups(self)
 
     def _parts(self, number: int) -> list[list[int]]:
         if not 0 <= number < len(self):
@@ -72,3 +72,16 @@ class CompletionRows:
         width = 1 + len(self.names)
         ends = self._ends[number * width : (number + 1) * width + 1]
         return [self._tokens[begin:end].tolist() for begin, end in pairwise(ends)]
+
+
+class _Groups(Sequence[hf.PromptGroup]):
+    def __init__(self, rows: CompletionRows) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self._rows.group(each) for each in range(*number.indices(len(self)))]
+        return self._rows.group(number)
