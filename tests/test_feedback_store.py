@@ -1,0 +1,300 @@
+"""The feedback store: many writers, kills, forks, damage; the same over SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from postgres_server import postgres
+
+from tunekit.errors import ArtifactError, DataError, OptionsError
+from tunekit.feedback import FeedbackStore, hash_user, redact_pii
+
+WRITERS, EACH = 8, 2500
+
+WRITER = """
+import sys
+from tunekit.feedback import FeedbackStore
+
+store, writer, each = FeedbackStore(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+step, at = 1, 0
+while at < each:
+    part = range(at, min(at + step, each))
+    if step == 1:
+        store.record(f"question {at}", f"answer {writer}", thumbs=at % 2 == 0, id=f"{writer}-{at}")
+    else:
+        store.record_many(
+            {"prompt": f"question {n}", "completion": f"answer {writer}", "thumbs": n % 2 == 0, "id": f"{writer}-{n}"}
+            for n in part
+        )
+    at = part[-1] + 1
+    print(at, flush=True)
+    step = 1 if at < 100 else 20
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("postgres")
+    for parent in (folder, *folder.parents[:2]):
+        parent.chmod(0o755)
+    with postgres(folder) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where an empty store can be made."""
+    if request.param == "sqlite":
+        return str(tmp_path / "feedback.db")
+    url: str = request.getfixturevalue("server")
+    import psycopg
+
+    with psycopg.connect(url) as connection:
+        connection.execute("DROP TABLE IF EXISTS tunekit_feedback")
+    return url
+
+
+def written(place: str, writer: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, place, str(writer), str(EACH)], stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.slow
+def test_eight_writers_of_which_two_are_killed(place: str) -> None:
+    """20,000 records: what was acknowledged is there, whole, and a second try of a killed writer doubles nothing."""
+    running = [written(place, writer) for writer in range(WRITERS)]
+    acknowledged = [0] * WRITERS
+
+    def follow(writer: int) -> None:
+        for line in running[writer].stdout or ():
+            acknowledged[writer] = int(line)
+            if writer < 2 and acknowledged[writer] >= 60 + 400 * writer:
+                running[writer].send_signal(signal.SIGKILL)
+
+    threads = [threading.Thread(target=follow, args=(writer,)) for writer in range(WRITERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(240)
+    codes = [process.wait(240) for process in running]
+    assert codes == [-signal.SIGKILL] * 2 + [0] * 6
+
+    store = FeedbackStore(place)
+    assert store.verify() == len(store)
+    found = {record.id: record for record in store.records()}
+    for writer, count in enumerate(acknowledged):
+        assert 60 <= count and all(f"{writer}-{n}" in found for n in range(count))
+    assert acknowledged[2:] == [EACH] * 6 and max(acknowledged[:2]) < EACH
+    for writer in range(2):
+        assert written(place, writer).wait(240) == 0
+    assert store.verify() == WRITERS * EACH
+    record = {record.id: record for record in store.records()}["1-2499"]
+    assert (record.prompt, record.completion, record.thumbs) == ("question 2499", "answer 1", False)
+    store.close()
+
+
+def test_a_record_comes_back_as_it_was_written(place: str) -> None:
+    with FeedbackStore(place) as store:
+        tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+        id = store.record(
+            [{"role": "user", "content": "1+1?\u00e9\u4e2d"}],
+            "2",
+            rating=7,
+            scale=(0, 10),
+            edit="two",
+            chosen_over=["3", [{"role": "assistant", "content": "4"}]],
+            tools=tools,
+            user_hash="u",
+            model_hash="m",
+            source="chat",
+            meta={"page": [1, None]},
+            time="2026-05-01T12:00:00+00:00",
+        )
+        (record,) = store.records()
+        (copy,) = pickle.loads(pickle.dumps(store)).records()
+    assert record == copy and record.id == id
+    assert record.edit == [{"role": "assistant", "content": "two"}] and record.tools == tools
+    assert [other[0]["content"] for other in record.chosen_over if isinstance(other, list)] == ["3", "4"]
+    assert (record.rating, record.scale, record.fraction()) == (7.0, (0.0, 10.0), 0.7)
+    assert (record.time, record.meta, record.source) == (1777636800.0, {"page": [1, None]}, "chat")
+
+
+def test_a_record_that_is_sent_again_is_written_once(place: str) -> None:
+    with FeedbackStore(place) as store:
+        for _ in range(2):
+            assert store.record("q", "a", thumbs=True, id="one", time=5.0) == "one"
+        with pytest.raises(DataError, match="another record with the id 'one'"):
+            store.record("q", "a", thumbs=False, id="one", time=5.0)
+        with pytest.raises(DataError, match="Record 2: .*says nothing"):
+            store.record_many([{"prompt": "q", "completion": "b", "thumbs": True}, {"prompt": "q", "completion": "c"}])
+        assert len(store) == 1, "all or none"
+
+
+def test_a_reader_sees_one_moment_and_holds_up_no_writer(place: str) -> None:
+    with FeedbackStore(place) as store:
+        store.record_many({"prompt": f"q{n}", "completion": "a", "thumbs": True, "time": n} for n in range(2500))
+        seen = 0
+        for record in store.records():
+            seen += 1
+            if seen % 500 == 0:
+                store.record(record.prompt, "b", thumbs=False, time=5000)
+        assert seen == 2500 and len(store) == 2505
+
+
+def test_a_forked_process_writes_through_a_connection_of_its_own(place: str) -> None:
+    store = FeedbackStore(place)
+    store.record("q", "parent", thumbs=True)
+    child = os.fork()
+    if child == 0:
+        try:
+            store.record("q", "child", thumbs=True)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    store.record("q", "parent again", thumbs=True)
+    assert store.verify() == 3
+    store.close()
+
+
+def test_a_user_is_forgotten(place: str) -> None:
+    with FeedbackStore(place) as store:
+        store.record("q", "a unicorn for them", thumbs=True, user_hash="gone", time=1)
+        store.record("q", "a", thumbs=True, user_hash="stays", time=2)
+        store.record("q", "b", thumbs=True, time=3)
+        assert store.forget(user_hash="gone") == 1
+        assert store.forget(before=3, user_hash="stays") == 1
+        assert [record.completion for record in store.records()] == ["b"]
+        with pytest.raises(OptionsError):
+            store.forget()
+        with pytest.raises(OptionsError, match="every unknown user"):
+            store.forget(user_hash="")
+    if "://" not in place:
+        assert b"unicorn" not in Path(place).read_bytes()
+
+
+def test_a_changed_record_is_found(place: str) -> None:
+    with FeedbackStore(place) as store:
+        store.record("q", "a", thumbs=True, id="good")
+        store.record("q", "b", thumbs=True, id="torn")
+        change = "SET body = replace(body, '\"b\"', '\"c\"') WHERE id = 'torn'"
+        if "://" in place:
+            import psycopg
+
+            with psycopg.connect(place) as connection:
+                connection.execute(f"UPDATE tunekit_feedback {change}")
+        else:
+            with sqlite3.connect(place) as other:
+                other.execute(f"UPDATE records {change}")
+        with pytest.raises(DataError, match="damaged") as caught:
+            store.verify()
+        assert caught.value.details["ids"] == ["torn"]
+        assert store.forget(ids=["torn"]) == 1 and store.verify() == 1
+
+
+def test_files_that_are_no_store_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("nothing of the kind, " * 100)
+    with pytest.raises(ArtifactError) as caught:
+        FeedbackStore(tmp_path / "text.db")
+    assert caught.value.code == "not-a-store"
+    with sqlite3.connect(tmp_path / "other.db") as other:
+        other.execute("CREATE TABLE customers (name TEXT)")
+    with pytest.raises(ArtifactError, match="another program"):
+        FeedbackStore(tmp_path / "other.db")
+    with pytest.raises(ArtifactError, match="no feedback store"):
+        FeedbackStore(tmp_path / "none.db", create=False)
+    for wrong in (":memory:", "mysql://host/name"):
+        with pytest.raises(OptionsError):
+            FeedbackStore(wrong)
+
+
+def test_a_store_that_others_hold_is_busy_only_after_the_time_out(tmp_path: Path) -> None:
+    store = FeedbackStore(tmp_path / "f.db", timeout=0.2)
+    holder = sqlite3.connect(tmp_path / "f.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(ArtifactError) as caught:
+        store.record("q", "a", thumbs=True)
+    assert caught.value.code == "feedback-busy"
+    holder.execute("COMMIT")
+    store.record("q", "a", thumbs=True)
+    assert len(store) == 1
+    holder.close()
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("judgement", "field"),
+    [
+        ({}, ""),
+        ({"thumbs": 0}, "thumbs"),
+        ({"thumbs": "maybe"}, "thumbs"),
+        ({"rating": 6}, "rating"),
+        ({"rating": float("nan")}, "rating"),
+        ({"rating": 3, "scale": (5, 1)}, "scale"),
+        ({"edit": " a "}, "edit"),
+        ({"chosen_over": ["b", "a"]}, "chosen_over[1]"),
+        ({"thumbs": True, "user_hash": "ann@example.org"}, "user_hash"),
+        ({"thumbs": True, "meta": {"x": object()}}, "meta"),
+        ({"thumbs": True, "time": "yesterday"}, "time"),
+        ({"thumbs": True, "completion": " "}, "completion"),
+    ],
+)
+def test_wrong_judgements_name_their_field(tmp_path: Path, judgement: dict[str, object], field: str) -> None:
+    with FeedbackStore(tmp_path / "f.db") as store:
+        with pytest.raises(DataError) as caught:
+            store.record_many([{"prompt": "q", "completion": "a", **judgement}])
+        assert caught.value.details["field"] == field
+        assert len(store) == 0
+
+
+def test_what_is_redacted_never_reaches_the_file(tmp_path: Path) -> None:
+    with FeedbackStore(tmp_path / "f.db", redact=redact_pii) as store:
+        store.record(
+            "mail ann@example.org",
+            "or call +49 30 1234567",
+            edit=[{"role": "assistant", "content": "ip 192.168.7.9"}],
+            meta={"card": "4111 1111 1111 1111"},
+        )
+        (record,) = store.records()
+    assert record.prompt == [{"role": "user", "content": "mail <EMAIL>"}] and record.meta == {"card": "<CARD>"}
+    held = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    for secret in (b"ann@", b"1234567", b"192.168", b"4111 1111"):
+        assert secret not in held
+
+
+@pytest.mark.parametrize(
+    ("text", "due"),
+    [
+        ("DE89 3704 0044 0532 0130 00 is it", "<IBAN> is it"),
+        ("call (555) 123-4567 or 555-123-4567", "call <PHONE> or <PHONE>"),
+        (
+            "in 2019 2020 2021, 12 345 678 people, 3.14159, 1-2-3",
+            "in 2019 2020 2021, 12 345 678 people, 3.14159, 1-2-3",
+        ),
+        ("4111 1111 1111 1112 fails Luhn", "4111 1111 1111 1112 fails Luhn"),
+        ("at 12:30:45 version 1.2.3.4.5, 127.0.0.1", "at 12:30:45 version 1.2.3.4.5, 127.0.0.1"),
+        ("2001:db8::8a2e:370:7334", "<IP>"),
+    ],
+)
+def test_what_has_the_form_of_personal_data(text: str, due: str) -> None:
+    assert redact_pii(text) == due
+
+
+def test_pseudonyms() -> None:
+    import hashlib
+    import hmac
+
+    secret = b"0123456789abcdef"
+    assert hash_user("ann", secret) == hmac.new(secret, b"ann", hashlib.sha256).hexdigest()[:32]
+    with pytest.raises(OptionsError, match="15 bytes"):
+        hash_user("ann", secret[:15])
