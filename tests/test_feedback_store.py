@@ -93,7 +93,7 @@ def test_eight_writers_of_which_two_are_killed(place: str) -> None:
     assert store.verify() == len(store)
     found = {record.id: record for record in store.records()}
     for writer, count in enumerate(acknowledged):
-        assert 60 <= count and all(f"{writer}-{n}" in found for n in range(count))
+        assert count >= 60 and all(f"{writer}-{n}" in found for n in range(count))
     assert acknowledged[2:] == [EACH] * 6 and max(acknowledged[:2]) < EACH
     for writer in range(2):
         assert written(place, writer).wait(240) == 0
@@ -135,7 +135,7 @@ def test_a_record_that_is_sent_again_is_written_once(place: str) -> None:
             assert store.record("q", "a", thumbs=True, id="one", time=5.0) == "one"
         with pytest.raises(DataError, match="another record with the id 'one'"):
             store.record("q", "a", thumbs=False, id="one", time=5.0)
-        with pytest.raises(DataError, match="Record 2: .*says nothing"):
+        with pytest.raises(DataError, match=r"Record 2: .*says nothing"):
             store.record_many([{"prompt": "q", "completion": "b", "thumbs": True}, {"prompt": "q", "completion": "c"}])
         assert len(store) == 1, "all or none"
 

@@ -215,7 +215,7 @@ def labelled(
                 report.out(why, answer.record)
                 continue
             row = _row(asked, {"completion": answer.text}, "prompt_completion") | {"label": label}
-            made.append((answer.time, f"{answer.record}/{answer.key}", asked.key, row))
+            made.append((answer.time, answer.record, asked.key, row))
     return _finished(name, "feedback", made, records, report, dedupe)
 
 
@@ -257,7 +257,7 @@ def preferences(
     for asked in collected(records, report, redact):
         pairs = _decided(asked, rules, derived, report)
         pairs = _without_circles(pairs, report)
-        pairs.sort(key=lambda pair: (not pair.direct, -pair.votes, -pair.gap, pair.time, pair.better, pair.worse))
+        pairs.sort(key=lambda pair: (not pair.direct, -pair.votes, -pair.gap, pair.time))
         if max_pairs is not None:
             for pair in pairs[max_pairs:]:
                 report.out("cap", pair.record)
@@ -268,7 +268,7 @@ def preferences(
             high, low = chosen.mean(), rejected.mean()
             if margins and high is not None and low is not None and high > low:
                 row["margin"] = round(high - low, 6)
-            made.append((pair.time, f"{pair.record}/{pair.better}/{pair.worse}", asked.key, row))
+            made.append((pair.time, pair.record, asked.key, row))
     return _finished(name, "preference", made, records, report, dedupe)
 
 
@@ -409,7 +409,7 @@ def rated(
                 continue
             score = low + (high - low) * sum(ratings) / len(ratings)
             row = _row(asked, {"completion": answer.text}, "prompt_completion") | {"score": round(score, 9)}
-            made.append((answer.time, f"{answer.record}/{answer.key}", asked.key, row))
+            made.append((answer.time, answer.record, asked.key, row))
     return _finished(name, "rated", made, records, report, dedupe)
 
 
@@ -446,7 +446,7 @@ def demonstrations(
                 (better if answer.key in asked.edits else good).append(answer)
         for answer in better or good:  # what users wrote themselves is what they want
             row = _row(asked, {"completion": answer.text}, "prompt_completion")
-            made.append((answer.time, f"{answer.record}/{answer.key}", asked.key, row))
+            made.append((answer.time, answer.record, asked.key, row))
     return _finished(name, "prompt_completion", made, records, report, dedupe)
 
 

@@ -175,7 +175,7 @@ class Judgements:
         self,
         *,
         min_votes: int = 1,
-        min_agreement: float = 0.5,
+        min_agreement: float = 0.0,
         scale: tuple[float, float] | None = None,
         dedupe: str = "exact",
         redact: Redact | None = None,
@@ -266,7 +266,7 @@ class Judgements:
         }
         scales = {record.scale for record in records if record.scale is not None}
         one = next(iter(scales)) if len(scales) == 1 else (0.0, 1.0)
-        made["rated"] = exports.rated(self.name, records, rules=rules, scale=one)
+        made["rated"] = exports.rated(self.name, records, rules=exports.Rules(min_agreement=0.0), scale=one)
         return made
 
     def statistics(self) -> dict[str, Any]:

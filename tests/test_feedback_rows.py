@@ -1,0 +1,214 @@
+"""What becomes of feedback: pairs, thumbs, ratings, splits, imports, and a step that trains on a store."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunekit import Pipeline
+from tunekit.data import load_dataset
+from tunekit.errors import DataError, OptionsError
+from tunekit.feedback import FeedbackStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[FeedbackStore]:
+    with FeedbackStore(tmp_path / "feedback.db") as made:
+        yield made
+
+
+def test_pairs_from_choices_edits_ratings_and_thumbs(store: FeedbackStore) -> None:
+    store.record("choose", "b", chosen_over=["a", "c"], time=1)
+    store.record("edit", "draft", edit="final", time=2)
+    store.record("rate", "poor", rating=1, user_hash="u", time=3)
+    store.record("rate", "great", rating=5, user_hash="u", time=4)
+    store.record("rate", "good", rating=4.5, user_hash="u", time=5)  # too near to "great" to say
+    store.record("thumb", "up", thumbs=True, time=6)
+    store.record("thumb", " down ", thumbs=False, time=7)
+    pairs = [(row["prompt"], row["chosen"], row["rejected"].strip(), row.get("margin")) for row in
+             store.preferences(margins=True)]  # fmt: skip
+    assert pairs == [
+        ("choose", "b", "a", None),
+        ("choose", "b", "c", None),
+        ("edit", "final", "draft", None),
+        ("rate", "great", "poor", 1.0),
+        ("rate", "good", "poor", 0.875),
+        ("thumb", "up", "down", None),
+    ]
+    assert [row["prompt"] for row in store.preferences(derived=False)] == ["choose", "choose", "edit"]
+
+
+def test_disagreement_ties_and_circles_are_left_out_and_counted(store: FeedbackStore) -> None:
+    for number, (better, worse) in enumerate([("a", "b")] * 3 + [("b", "a")]):
+        store.record("vote", better, chosen_over=worse, user_hash=f"u{number}")
+    store.record("tie", "a", chosen_over="b")
+    store.record("tie", "b", chosen_over="a")
+    for better, worse in ("ab", "bc", "ca", "ad"):
+        store.record("circle", better, chosen_over=worse)
+    made = store.preferences()
+    assert {(row["prompt"], row["chosen"], row["rejected"]) for row in made} == {
+        ("vote", "a", "b"),
+        ("circle", "a", "d"),
+    }
+    assert made.report.left_out == {"conflict": 1, "cycle": 3}
+    strict = store.preferences(min_agreement=0.8, min_votes=2)
+    assert len(strict) == 0 and strict.report.left_out == {"conflict": 2, "few-votes": 4}
+    assert len(store.preferences(min_agreement=0.75, min_votes=4)) == 1
+    with pytest.raises(OptionsError, match="min_agreement"):
+        store.preferences(min_agreement=75)
+
+
+def test_thumbs_by_majority_of_users_whose_last_word_counts(store: FeedbackStore) -> None:
+    for time, (user, thumbs) in enumerate([("ann", False), ("bob", True), ("ann", True), ("cy", False)]):
+        store.record("q", ["a", "a ", " a"][time % 3], thumbs=thumbs, user_hash=user, time=time)
+    store.record("q", "draft", edit="final", user_hash="ann", time=9)
+    store.record("q", "fine", thumbs=True, edit="finer", user_hash="ann", time=10)
+    made = store.labelled()
+    assert {row["completion"]: row["label"] for row in made} == {
+        "a": True,
+        "draft": False,
+        "final": True,
+        "fine": True,
+        "finer": True,
+    }
+    assert made.report.merged == 1
+    assert store.labelled(min_agreement=0.7).report.left_out == {"conflict": 1}
+    assert [row["completion"] for row in store.demonstrations()] == ["final", "finer"]
+
+
+def test_ratings_are_means_on_one_scale(store: FeedbackStore) -> None:
+    for rating, user in ((5, "a"), (4, "b"), (1, "c")):
+        store.record("q", "mixed", rating=rating, user_hash=user)
+    store.record("q", "liked", rating=4)
+    rows = {row["completion"]: row["score"] for row in store.rated()}
+    assert rows == {"mixed": pytest.approx(10 / 3), "liked": 4.0}
+    # from the median 4 the mean distance is (1 + 0 + 3) / 3 of a scale of 4: agreement 1 - 2/3
+    assert len(store.rated(min_agreement=0.33)) == 2 and len(store.rated(min_agreement=0.34)) == 1
+    store.record("q", "other", rating=10, scale=(0, 10))
+    with pytest.raises(DataError, match="2 scales"):
+        store.rated()
+    assert {row["completion"]: row["score"] for row in store.rated(scale=(0, 1))}["other"] == 1.0
+
+
+def conversation(*texts: str) -> list[dict[str, str]]:
+    return [{"role": "assistant" if n % 2 else "user", "content": text} for n, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("by", ["prompt", "user", "time"])
+def test_the_sides_of_a_split_share_no_prompt_and_no_conversation(store: FeedbackStore, by: str) -> None:
+    store.record_many(
+        {"prompt": conversation(f"q{n * 7 // 20}", *(("a", "more") if n % 3 == 0 else ())), "completion": "a",
+         "thumbs": n % 2 == 0, "user_hash": f"u{n // 10}" if n % 50 else "", "time": n}
+        for n in range(400)
+    )  # fmt: skip
+    train, held, report = store.split(0.25, by=by, seed=1)
+    sides = [list(train.records()), list(held.records())]
+    first = [{record.prompt[0]["content"] for record in side} for side in sides]  # type: ignore[index]
+    assert not first[0] & first[1] and all(first)
+    assert (report.train, report.held_out) == tuple(map(len, sides))
+    assert report.train + report.held_out + sum(report.left_out.values()) == 400
+    if by == "user":
+        assert not {record.user_hash for record in sides[0]} & {record.user_hash for record in sides[1]}
+        assert report.left_out["no-user"] == 8
+    if by == "time":
+        assert report.boundary is not None
+        assert max(record.time for record in sides[0]) < report.boundary <= min(record.time for record in sides[1])
+    again, _, _ = store.split(0.25, by=by, seed=1)
+    assert [record.id for record in again.records()] == [record.id for record in sides[0]]
+
+
+def test_pairs_of_one_prompt_stay_on_one_side_of_a_validation_split(store: FeedbackStore) -> None:
+    from tunekit.data import split
+
+    for number in range(40):
+        store.record(f"q{number}", "a", chosen_over=["b", "c", "d"])
+    train, held = split(store.as_dataset(("preference",)), 0.2, seed=3)
+    assert not {row["prompt"] for row in train} & {row["prompt"] for row in held}
+    assert len(train) + len(held) == 120
+
+
+def test_a_log_is_imported_once(store: FeedbackStore, tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"question": "q", "answer": "a", "vote": "up", "user": "ann", "timestamp": 1_700_000_000_000},
+        {"question": "q", "answer": "b", "created_at": "2026-01-01T00:00:00", "stars": 2, "user": "bob"},
+        {"question": "q", "answer": "c"},
+    ]
+    log = tmp_path / "log.jsonl.gz"
+    log.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
+    with pytest.raises(DataError, match=r"Record 3: .*says nothing"):
+        store.import_log(log)
+    for _ in range(2):
+        assert store.import_log(log, silent="skip", hash_user=lambda user: user.upper()) == 2
+    records = list(store.records())
+    assert [(r.completion, r.thumbs, r.rating, r.user_hash, r.time) for r in records] == [
+        ("a", True, None, "ANN", 1_700_000_000.0),
+        ("b", None, 2.0, "BOB", 1_767_225_600.0),
+    ]
+
+
+def test_real_trees_keep_every_thumb_and_rank(store: FeedbackStore, shared_data: Path) -> None:
+    path = shared_data / "open-assistant" / "en_100_message.jsonl"
+    for _ in range(2):
+        count = store.import_data(path)
+    found = store.statistics()
+    assert found["records"] == count and found["thumbs_up"] == 563 and found["thumbs_down"] == 249
+
+    def key(row: Any) -> str:
+        return json.dumps([row["prompt"], row["completion"]])
+
+    thumbs = {key(row): row["label"] for row in store.labelled()}
+    assert thumbs == {key(row): row["label"] for row in load_dataset(path, accepts=("feedback",))}
+    every = {pair_key(row) for row in store.preferences(derived=False, max_pairs=None)}
+    due = {
+        json.dumps([row["prompt"], better, worse])
+        for row in load_dataset(path, accepts=("ranked",))
+        for better, high in zip(row["completions"], row["ranks"], strict=True)
+        for worse, low in zip(row["completions"], row["ranks"], strict=True)
+        if high < low and better != worse
+    }
+    assert every == due
+
+
+def pair_key(row: Any) -> str:
+    return json.dumps([row["prompt"], row["chosen"], row["rejected"]])
+
+
+def test_real_ranked_answers(store: FeedbackStore, shared_data: Path) -> None:
+    path = shared_data / "open-assistant" / "oaast_rm_zh.json"
+    store.import_data(path)
+    pairs = store.preferences(derived=False, max_pairs=None)
+    due = {pair_key(row) for row in load_dataset(path, accepts=("preference",))}
+    assert due <= {pair_key(row) for row in pairs} and not pairs.report.left_out
+
+
+def test_a_step_takes_a_method_that_fits_the_store_or_says_why_none_does(store: FeedbackStore) -> None:
+    def method(data: Any) -> str:
+        return str(Pipeline().align(data=data).explain())
+
+    store.record("q1", "a", thumbs=True)
+    with pytest.raises(DataError, match="all 1 judged answers are good"):
+        store.best_method()
+    store.record("q2", "b", thumbs=False)
+    assert store.best_method() == ("kto", "feedback.db holds 0 preference pairs, 1 good and 1 bad answers, 0 ratings: "
+                                   "single answers say the most, and there are good and bad ones")  # fmt: skip
+    store.record("q3", "a", chosen_over="b")
+    found = store.best_method()
+    assert found is not None and found[0] == "dpo" and store.best_method("reward") is None
+    assert store.as_dataset(("feedback",)).schema == "feedback" and len(store.as_dataset(("preference",))) == 1
+    with pytest.raises(DataError, match="no rated or ranked rows"):
+        store.as_dataset(("rated", "ranked"))
+    assert "dpo" in method(store)
+
+
+def test_a_view_until_a_time_stays_as_it_is(store: FeedbackStore) -> None:
+    store.record("q", "a", chosen_over="b", time=10, model_hash="m1")
+    view = store.where(until="2000-01-01T00:00:00+00:00", model_hash="m1")
+    before = view.as_dataset(("preference",)).fingerprint()
+    store.record("q2", "a", chosen_over="b", model_hash="m1")
+    store.record("q3", "a", chosen_over="b", time=11, model_hash="m2")
+    assert view.as_dataset(("preference",)).fingerprint() == before and len(store.preferences()) == 3
