@@ -105,7 +105,8 @@ def split_records(
     report = SplitReport(by)
     group = components(records)
     if by == "prompt":
-        held = {record.id for record in records if _chance(group[record.prompt_key], seed) < held_out}
+        chosen = _drawn(set(group.values()), held_out, seed)
+        held = {record.id for record in records if group[record.prompt_key] in chosen}
         train = {record.id for record in records} - held
     else:
         train, held = _by_user(records, held_out, seed, report) if by == "user" else _by_time(records, held_out, report)
@@ -135,7 +136,8 @@ def _by_user(records: Sequence[Record], held_out: float, seed: int, report: Spli
         )
     if len(named) < len(records):
         report.left_out["no-user"] = len(records) - len(named)
-    held = {record.id for record in named if _chance(record.user_hash, seed) < held_out}
+    chosen = _drawn({record.user_hash for record in named}, held_out, seed)
+    held = {record.id for record in named if record.user_hash in chosen}
     return {record.id for record in named} - held, held
 
 
@@ -147,6 +149,14 @@ def _by_time(records: Sequence[Record], held_out: float, report: SplitReport) ->
     report.boundary = first.time
     held = {record.id for record in order if record.time >= first.time}
     return {record.id for record in order} - held, held
+
+
+def _drawn(keys: set[str], share: float, seed: int) -> set[str]:
+    """About a share of the keys, and of two or more at least one."""
+    found = {key for key in keys if _chance(key, seed) < share}
+    if not found and len(keys) > 1:
+        found = {min(keys, key=lambda key: (_chance(key, seed), key))}
+    return found
 
 
 def _chance(key: str, seed: int) -> float:
