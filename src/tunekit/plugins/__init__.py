@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from tunekit.plugins.options import DataOptions as DataOptions
     from tunekit.plugins.options import DataRequest as DataRequest
     from tunekit.plugins.options import Options as Options
+    from tunekit.plugins.options import SampleOptions as SampleOptions
     from tunekit.plugins.options import SupervisedOptions as SupervisedOptions
     from tunekit.plugins.options import TrainOptions as TrainOptions
     from tunekit.plugins.options import ValidatedOptions as ValidatedOptions
@@ -105,6 +106,7 @@ _WHERE = {
         "DataOptions",
         "DataRequest",
         "Options",
+        "SampleOptions",
         "SupervisedOptions",
         "TrainOptions",
         "ValidatedOptions",

@@ -11,7 +11,15 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator  # noqa: TID253  (this module is imported only with an options model)
 
-__all__ = ["DataOptions", "DataRequest", "Options", "SupervisedOptions", "TrainOptions", "ValidatedOptions"]
+__all__ = [
+    "DataOptions",
+    "DataRequest",
+    "Options",
+    "SampleOptions",
+    "SupervisedOptions",
+    "TrainOptions",
+    "ValidatedOptions",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +154,17 @@ class ValidatedOptions(TrainOptions):
                 "given: validation=0.05 holds out a share of the rows"
             )
         return self
+
+
+class SampleOptions(Options):
+    """Options of trainers that show what the model writes before and after; see
+    :func:`tunekit.plugins.hf.compare_samples`."""
+
+    samples: int = Field(default=8, ge=0, json_schema_extra={"unit": "prompts"})
+    """Prompts, held-out ones if there are any, that are continued before and after training for the report; with
+    rewards they give the win rate. 0: none."""
+    sample_tokens: int = Field(default=64, ge=1, json_schema_extra={"unit": "tokens"})
+    """Longest of these completions."""
 
 
 class SupervisedOptions(ValidatedOptions):

@@ -125,7 +125,8 @@ def sample(
     gradients; neither torch's random numbers nor the model are changed.
 
     Each completion has random numbers of its own, whatever shares its batch: the same call gives the same completions,
-    whatever ran before and however much memory there is, and a larger ``max_new_tokens`` only continues them. Tokens are drawn by the inverse of the distribution function.
+    whatever ran before and however much memory there is, and a larger ``max_new_tokens`` only continues them. Tokens
+    are drawn by the inverse of the distribution function.
 
     Args:
         model: a ``transformers`` causal model, with its adapter if there is one.
@@ -227,9 +228,9 @@ def _text(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int]) -> str:
 @contextlib.contextmanager
 def _own_attention(model: Any) -> Iterator[None]:
     """The model attends over a batch and its cache, also within a training that has exchanged its attention."""
-    found = {}
+    found: dict[int, Any] = {}
     for module in model.modules():
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if getattr(config, "_attn_implementation_internal", None) == SEGMENTS:
             found[id(config)] = config
     for config in found.values():
