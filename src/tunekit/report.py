@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit import _facts as facts
+from tunekit import _report_samples as written
 from tunekit import _report_scores as scores
 from tunekit import storage
 from tunekit._charts import page, tick_text, ticks
@@ -76,7 +77,8 @@ def _class(tone: str) -> str:
 
 def _step(number: int, step: StepResult) -> str:
     history = step.history
-    known = [*facts.step_facts(step, history), facts.Fact("in", str(step.folder))]
+    details = step.artifact.details
+    known = [*facts.step_facts(step, history), *written.sample_facts(details), facts.Fact("in", str(step.folder))]
     kind = "" if step.kind == step.name else f"<small>{escape(step.kind)}</small>"
     parts = [
         '<section class="step">',
@@ -98,6 +100,7 @@ def _step(number: int, step: StepResult) -> str:
         ]
         if small:
             parts.append('<div class="more">' + "".join(f"<figure>{svg}</figure>" for svg in small) + "</div>")
+    parts.append(written.samples(details))
     parts.append("</section>")
     return "".join(parts)
 
