@@ -31,7 +31,10 @@ from tunekit.errors import (
 )
 
 SUPPORT = Path(__file__).parent / "support"
-FIRST_PARTY = "tunekit-transformers,tunekit-trl,tunekit-ppo,tunekit-peft,tunekit-gptq,tunekit-evals,tunekit-lm-eval,tunekit-example"
+FIRST_PARTY = (
+    "tunekit-transformers,tunekit-trl,tunekit-ppo,tunekit-peft,tunekit-gptq,tunekit-evals,tunekit-lm-eval,"
+    "tunekit-example"
+)
 TEXT = [{"text": "one two three"}, {"text": "four"}]
 
 

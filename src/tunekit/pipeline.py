@@ -268,8 +268,8 @@ class Pipeline(Builder):
                 "A pipeline that holds objects in memory cannot be written to a file.",
                 code="objects-in-plan",
                 found=kept,
-                fix="save the data or the model, and pass its path; a function that scores becomes a reward of a plugin "
-                "(tunekit.plugins.reward), passed by name",
+                fix="save the data or the model, and pass its path; a function that scores becomes a reward of a "
+                "plugin (tunekit.plugins.reward), passed by name",
             )
         return self._plan
 
