@@ -22,7 +22,20 @@ __all__ = ["render_report", "write_report"]
 _POINTS = 800
 """Most points one curve is drawn with; a longer history keeps the lowest and highest value of every stretch."""
 
-_MORE_CURVES = ("rewards/accuracies", "rewards/margins", "mean_token_accuracy", "grad_norm", "learning_rate")
+_MORE_CURVES = (
+    "reward",
+    "kl",
+    "rewards/accuracies",
+    "rewards/margins",
+    "completion_length",
+    "entropy",
+    "clip_fraction",
+    "explained_variance",
+    "kl_coef",
+    "mean_token_accuracy",
+    "grad_norm",
+    "learning_rate",
+)
 """Histories that are drawn small beside the loss, where a step logged them."""
 
 
