@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from tunekit.errors import OptionsError, StepError
 from tunekit.plugins import Artifact, StepContext, hf
 from tunekit_trl.borrowed import borrowed, dropout_off, dropout_rates
 from tunekit_trl.measures import course
@@ -27,10 +26,17 @@ from tunekit_trl.online_losses import (
     RlooObjective,
     Rollout,
 )
-from tunekit_trl.prompts import PromptRow, completion_for, prompt_rows, reward_columns
+from tunekit_trl.prompts import (
+    PromptRow,
+    check_rewards,
+    completion_for,
+    prompt_room,
+    prompt_rows,
+    reward_columns,
+)
 from tunekit_trl.reference import check_start
 
-__all__ = ["GrpoTrainer", "OnlineDpoTrainer", "OnlineTrainer", "RlooTrainer"]
+__all__ = ["GrpoTrainer", "OnlineDpoTrainer", "OnlineTrainer", "RlooTrainer", "tell_dropout"]
 
 PROBES = 4
 EVAL_PROMPTS = 64
@@ -55,30 +61,15 @@ class _Online:
             RunCancelled: after a cancel; a resumable checkpoint is left.
         """
         options = ctx.options
-        if not ctx.rewards:
-            raise StepError(
-                f"The step {ctx.step.name!r} has no reward.",
-                code="no-reward",
-                fix='name one: reward="exact-match", reward=my_function, or a reward step before this one',
-            )
+        check_rewards(ctx)
         loaded = ctx.model()
         tokenizer = loaded.tokenizer
         assert ctx.data is not None
-        positions = hf.model_facts(loaded.model).positions
-        longest = min(options.max_length, positions) if positions else options.max_length
-        room = longest - options.max_new_tokens
-        if room < 1:
-            raise OptionsError(
-                "The model has no positions for a prompt and its completion.",
-                code="no-room",
-                asked=f"max_new_tokens={options.max_new_tokens}",
-                found=f"{longest} positions",
-                fix=f"lower max_new_tokens: {max(1, longest // 2)}",
-            )
+        room = prompt_room(ctx, loaded.model)
         rows, facts = prompt_rows(ctx, ctx.data, tokenizer, room)
         held_out = prompt_rows(ctx, ctx.validation, tokenizer, room)[0] if ctx.validation is not None else None
         model = ctx.adapter.attach(loaded.model, seed=ctx.seed) if ctx.adapter else loaded.model
-        _tell_dropout(ctx, model)
+        tell_dropout(ctx, model)
         with borrowed(model, tokenizer), dropout_off(model):
             before = hf.start_samples(ctx, model, tokenizer)
             trainer = OnlineTrainer(ctx, model, tokenizer, rows, self.objective(options), held_out)
@@ -412,7 +403,8 @@ class _Repeated:
                 yield from step
 
 
-def _tell_dropout(ctx: StepContext, model: Any) -> None:
+def tell_dropout(ctx: StepContext, model: Any) -> None:
+    """Say that the rates of dropout of model or adapter are not applied."""
     rates = dropout_rates(model)
     if rates:
         ctx.notice(

@@ -154,6 +154,18 @@ def tunekit_trainers() -> Iterable[TrainerSpec]:
             requires=_REQUIRES,
             install=_INSTALL,
         ),
+        TrainerSpec(
+            name="iterative-dpo",
+            stage="align",
+            target="tunekit_trl.rounds:IterativeDpoTrainer",
+            options="tunekit_trl.round_options:IterativeDpoOptions",
+            summary="DPO in rounds on the model's own completions, each kept or rolled back by held-out prompts",
+            data=("prompt",),
+            rewards="required",
+            preview="tunekit_trl.prompt_preview:online",
+            requires=_REQUIRES,
+            install=_INSTALL,
+        ),
     ]
 
 

@@ -6,15 +6,48 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunekit.data import Dataset as Data
-from tunekit.errors import DataError
+from tunekit.errors import DataError, OptionsError, StepError
 from tunekit.plugins import StepContext, hf
 
-__all__ = ["PromptRow", "completion_for", "prompt_rows", "reward_columns"]
+__all__ = ["PromptRow", "check_rewards", "completion_for", "prompt_room", "prompt_rows", "reward_columns"]
 
 PromptRow = Mapping[str, Any]
 """``prompt_ids``, ``prompt`` (text or messages), ``columns`` (mapping)."""
 
 _LISTED = 5
+
+
+def check_rewards(ctx: StepContext) -> None:
+    """Raises:
+    StepError: if the step has no reward to learn from.
+    """
+    if not ctx.rewards:
+        raise StepError(
+            f"The step {ctx.step.name!r} has no reward.",
+            code="no-reward",
+            fix='name one: reward="exact-match", reward=my_function, or a reward step before this one',
+        )
+
+
+def prompt_room(ctx: StepContext, model: Any) -> int:
+    """Most tokens of a prompt, with ``max_new_tokens`` behind it.
+
+    Raises:
+        OptionsError: if the model has no positions for a prompt and its completion.
+    """
+    options = ctx.options
+    positions = hf.model_facts(model).positions
+    longest = min(options.max_length, positions) if positions else options.max_length
+    room = int(longest - options.max_new_tokens)
+    if room < 1:
+        raise OptionsError(
+            "The model has no positions for a prompt and its completion.",
+            code="no-room",
+            asked=f"max_new_tokens={options.max_new_tokens}",
+            found=f"{longest} positions",
+            fix=f"lower max_new_tokens: {max(1, longest // 2)}",
+        )
+    return room
 
 
 def prompt_rows(ctx: StepContext, data: Data, tokenizer: Any, room: int) -> tuple[list[PromptRow], dict[str, Any]]:
