@@ -264,10 +264,28 @@ def test_steps_go_on_from_the_policy_not_from_the_reward_model(base: Pipeline, t
 
 
 def test_a_quantized_reward_model_is_no_input_either(base: Pipeline) -> None:
-    line = base.reward(PAIRS).quantize("int4", input="reward").evaluate(["toybench"])
-    assert [step["input"] for step in json.loads(line.explain("json"))["steps"]] == [None, "reward", None]
+    line = base.sft([{"text": "one two"}]).reward(PAIRS).quantize("int4", input="reward").evaluate(["toybench"])
+    assert [step["input"] for step in json.loads(line.explain("json"))["steps"]] == [None, "sft", "reward", "sft"]
     chosen = base.reward(PAIRS).evaluate(["toybench"], input="reward")
     assert json.loads(chosen.explain("json"))["steps"][-1]["input"] == "reward"
+
+
+def test_the_base_model_is_not_taken_for_a_reward_model(base: Pipeline) -> None:
+    """`reward().quantize()` would quantize weights that no step of the line touched."""
+    for line in (base.reward(PAIRS).quantize("int4"), base.reward(PAIRS).evaluate(["toybench"])):
+        (error,) = [finding for finding in line.check() if finding.level == "error"]
+        assert error.code == "reward-model-skipped" and "input='reward'" in error.fix
+        assert "starts from the base model, not from the reward model of step reward" in error.message
+    small = base.quantize("int4").reward(PAIRS, input=None)
+    for line in (
+        base.reward(PAIRS).quantize("int4", input="reward"),
+        base.evaluate(["toybench"]).reward(PAIRS),
+        base.reward(PAIRS).align(method="ppo", prompts=["a"]).evaluate(["toybench"]),
+        base.sft([{"text": "one two"}]).reward(PAIRS).evaluate(["toybench"]),
+        small.evaluate(["toybench"], input="quantize"),
+    ):
+        assert "reward-model-skipped" not in [finding.code for finding in line.check()]
+    assert ("error", "evaluate", "reward-model-skipped") in found(small.evaluate(["toybench"]))
 
 
 # ---------------------------------------------------------------- what a step depends on

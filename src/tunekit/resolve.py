@@ -275,6 +275,7 @@ def _link(analysis: Analysis, step: StepAnalysis) -> None:
         return
     if wanted is None:
         step.source = next((other for other in reversed(earlier) if other.makes_policy), None)
+        _skipped_reward(analysis, step, earlier)
         return
     found = next((other for other in earlier if other.name == wanted), None)
     if found is None:
@@ -299,6 +300,34 @@ def _link(analysis: Analysis, step: StepAnalysis) -> None:
         )
     else:
         step.source = found
+
+
+def _skipped_reward(analysis: Analysis, step: StepAnalysis, earlier: list[StepAnalysis]) -> None:
+    """Whether a step would silently take the untouched base model where a reward model stands before it.
+
+    A step that trains starts a policy of its own, so the base model is what it should start from.
+    """
+    if step.kind in TRAINING_KINDS or step.trains or (step.entry is None and step.kind not in STEP_KINDS):
+        return
+    made = [step.source, *step.source.lineage()] if step.source is not None else []
+    if any(other.kind in TRAINING_KINDS or other.trains or other.kind == "merge" for other in made):
+        return
+    behind = step.source.index if step.source is not None else 0
+    skipped = [other for other in earlier[behind:] if other.kind == "reward"]
+    if not skipped:
+        return
+    reward = skipped[-1].name
+    start = "the base model" if step.source is None else f"step {step.source.name}, which no step trained"
+    instead = f"put {step.name} before {reward}" if step.source is None else f"input={step.source.name!r}"
+    analysis.add(
+        "error",
+        step.name,
+        "reward-model-skipped",
+        f"Step {step.name} starts from {start}, not from the reward model of step {reward}.",
+        f"input={reward!r} for the reward model; for the model before it, {instead}",
+        asked=step.name,
+        suggestions=[reward],
+    )
 
 
 def _base_model(analysis: Analysis) -> None:
