@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tunekit._reward_callables import fitted
 from tunekit.context import BoundReward
 from tunekit.errors import DataError, StepError
 from tunekit.plugins import hf
@@ -71,6 +72,42 @@ def test_what_is_wrong_names_the_reward(scores: Any, code: str, says: str) -> No
     assert "mine" in str(caught.value)
     if code == "reward-column":
         assert caught.value.suggestions == ("answer",)
+
+
+TABLE = {"yes": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("give", "code"),
+    [
+        (lambda prompts, completions, **kwargs: [kwargs["answr"][row] for row in range(2)], "reward-column"),
+        (lambda prompts, completions, **kwargs: [TABLE[one] for one in kwargs.pop("answr")], "reward-column"),
+        (lambda prompts, completions, **kwargs: [row["answr"] for row in kwargs["rows"]], "reward-failed"),
+        (lambda prompts, completions, **kwargs: [TABLE[one] for one in completions], "reward-failed"),
+        (lambda prompts, completions, **kwargs: kwargs["rows"][0]["answr"], "reward-failed"),
+        (lambda prompts, completions, **kwargs: [kwargs["table"][one] for one in completions], "reward-failed"),
+        (lambda prompts, completions, **kwargs: [{}[one] for one in completions], "reward-failed"),
+    ],
+)
+def test_a_missing_key_is_a_missing_column_only_among_the_columns(give: Any, code: str) -> None:
+    columns = {"rows": [{"answer": 1}] * 2, "table": {"yes": 1.0, "no": 0.0}}
+    with pytest.raises(StepError) as caught:
+        hf.score([BoundReward(name="r", reward=give)], ["p"] * 2, ["maybe", "no"], columns)  # type: ignore[arg-type]
+    assert caught.value.code == code
+    assert ("traceback" in caught.value.details) == (code == "reward-failed")
+
+
+def test_a_reward_that_needs_a_column_names_it() -> None:
+    def give(prompts: Any, completions: Any, answer: Any) -> Any:
+        return [float(one == two) for one, two in zip(completions, answer, strict=True)]
+
+    made = fitted(give)
+    assert hf.score(
+        [BoundReward(name="r", reward=made)], ["p"], ["x"], {"answer": ["x"], "finished": [True]}
+    ).total == [1.0]
+    with pytest.raises(StepError, match="a column that the rows do not have") as caught:
+        hf.score([BoundReward(name="r", reward=made)], ["p"], ["x"], {"answr": ["x"]})
+    assert caught.value.suggestions == ("answr",)
 
 
 def test_errors_of_tunekit_pass() -> None:

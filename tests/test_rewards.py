@@ -234,6 +234,31 @@ def test_a_column_is_called_as_the_option_says(base: Pipeline, tmp_path: Path) -
     assert SEEN == [("match", [1.0, 0.0])]
 
 
+def test_a_reward_is_given_the_columns_that_it_takes(base: Pipeline, tmp_path: Path) -> None:
+    """Trainers hand over `completion_ids` and `finished`, and rows have columns for others."""
+    rows = [{"prompt": "a", "answer": "ok", "other": 1}, {"prompt": "b", "answer": "no", "other": 2}]
+
+    def plain(prompts: Any, completions: Any) -> list[float]:
+        return [float(len(one)) for one in completions]
+
+    def turned(completions: Any, prompts: Any, **kwargs: Any) -> list[float]:
+        return [float(one) for one in kwargs["other"] if prompts == ["a", "b"]]
+
+    class Right:
+        def start(self, ctx: StepContext) -> None:
+            SEEN.append(("started", None))
+
+        def __call__(self, completions: Any, answer: Any, *, prompts: Any, weight: float = 1.0) -> list[float]:
+            return [weight * (one == two) for one, two in zip(completions, answer, strict=True)]
+
+    line = base.align(method="ppo", prompts=rows, reward=[plain, turned, Right()])
+    assert [finding.code for finding in line.check() if finding.level == "error"] == []
+    line.run(tmp_path / "run")
+    assert SEEN == [("started", None), ("plain", [2.0, 2.0]), ("turned", [1.0, 2.0]), ("Right", [1.0, 0.0])]
+    without = base.align(method="ppo", prompts=["a"], reward=Right())
+    assert ("error", "align", "reward-column") in found(without)
+
+
 def test_prompts_are_another_name_of_data(base: Pipeline) -> None:
     line = base.align(method="maybe", prompts=["a", [{"role": "user", "content": "b"}], {"prompt": "c", "answer": "d"}])
     assert line == base.align(

@@ -15,7 +15,11 @@ from typing import Any
 
 from tunekit.plan import digest
 
-__all__ = ["callable_digest", "is_reward", "name_of", "opaque_parts", "signature_of"]
+__all__ = ["MissingColumnError", "callable_digest", "fitted", "is_reward", "name_of", "opaque_parts", "signature_of"]
+
+
+class MissingColumnError(KeyError):
+    """A reward cannot do without a column that the rows do not have; ``args[0]`` is its name."""
 
 
 def name_of(found: Any) -> str:
@@ -44,6 +48,48 @@ def signature_of(found: Any) -> inspect.Signature | None:
         return inspect.signature(found)
     except (TypeError, ValueError):  # written in C: nothing is known
         return None
+
+
+def fitted(found: Any) -> Any:
+    """A callable that takes any columns and hands ``found`` those that its signature takes.
+
+    Prompts and completions go by name, so that their order does not matter. What takes ``prompts``, ``completions`` and
+    ``**columns`` is given back as it is, and so is what has no signature.
+    """
+    signature = signature_of(found)
+    if signature is None:
+        return found
+    parameters = list(signature.parameters.values())
+    by_name = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    further = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    if further and [one.name for one in by_name] == ["prompts", "completions"]:
+        return found
+    try:
+        signature.bind_partial(prompts=[], completions=[])
+    except TypeError:
+        return found  # by position, then
+    return _Fitted(found, by_name, further)
+
+
+class _Fitted:
+    """Passes on what a callable takes. Its attributes are those of the callable."""
+
+    def __init__(self, found: Any, by_name: list[inspect.Parameter], further: bool) -> None:
+        self.__wrapped__ = found
+        self._taken = None if further else {one.name for one in by_name}
+        self._needed = [one.name for one in by_name if one.default is one.empty]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__wrapped__":  # while it is copied
+            raise AttributeError(name)
+        return getattr(self.__wrapped__, name)
+
+    def __call__(self, prompts: Any, completions: Any, **columns: Any) -> Any:
+        given = {"prompts": prompts, "completions": completions, **columns}
+        for name in self._needed:
+            if name not in given:
+                raise MissingColumnError(name)
+        return self.__wrapped__(**{k: v for k, v in given.items() if self._taken is None or k in self._taken})
 
 
 def callable_digest(found: Any) -> str:

@@ -6,13 +6,13 @@ import math
 import traceback
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit._analysis import Analysis, StepAnalysis, validated
 from tunekit._registry import Entry
-from tunekit._reward_callables import callable_digest, is_reward, name_of, signature_of
+from tunekit._reward_callables import callable_digest, fitted, is_reward, name_of, signature_of
 from tunekit.context import BoundReward
 from tunekit.errors import OptionsError, PluginError, StepError, TunekitError, nearest
 from tunekit.plan import ResolvedReward, free_name, thaw
@@ -27,6 +27,7 @@ __all__ = [
     "STEP",
     "bind_rewards",
     "bound_rewards",
+    "fitted_rewards",
     "missing_columns",
     "needed_columns",
     "own_options",
@@ -409,6 +410,11 @@ def _bound(reward: ResolvedReward, session: Session, objects: Mapping[str, Any])
             fix="its class needs __call__(prompts, completions, **columns); see tunekit.plugins.Reward",
         )
     return BoundReward(name=reward.name, reward=made, weight=reward.weight, label=component.label)
+
+
+def fitted_rewards(rewards: Sequence[BoundReward]) -> tuple[BoundReward, ...]:
+    """The rewards, each given only the columns that it takes; see :func:`tunekit._reward_callables.fitted`."""
+    return tuple(replace(bound, reward=fitted(bound.reward)) for bound in rewards)
 
 
 def start_rewards(rewards: Sequence[BoundReward], ctx: StepContext) -> None:

@@ -19,7 +19,7 @@ from tunekit._gates import below, gate_error, minimum_of
 from tunekit._models import Models
 from tunekit._provenance import Provenance
 from tunekit._report_scores import write_scores
-from tunekit._rewards import STEP, bound_rewards, start_rewards
+from tunekit._rewards import STEP, bound_rewards, fitted_rewards, start_rewards
 from tunekit._stream import EventStream, History
 from tunekit._work import Work, prepare, step_data_facts
 from tunekit._workdir import Workdir, result_files
@@ -516,7 +516,7 @@ class _Run:
             cache=self.path / "cache",
             training_data=item.training_data,
             benchmarks=item.benchmarks,
-            rewards=bound_rewards(item.step.rewards, self.session, self.objects),
+            rewards=fitted_rewards(bound_rewards(item.step.rewards, self.session, self.objects)),
             input_weights_hash=self.models.input_hash(item),
             input_path=self.models.input_path(item),
             _component=lambda: self._component(item),

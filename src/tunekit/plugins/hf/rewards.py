@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import math
+import traceback
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from tunekit._reward_callables import MissingColumnError
 from tunekit.context import BoundReward
 from tunekit.errors import StepError, TunekitError, nearest
 
 __all__ = ["RewardScores", "checked_scores", "score"]
 
 _SHOWN = 80
+_LOADS = ("LOAD_FAST", "LOAD_DEREF", "LOAD_CLASSDEREF")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +100,16 @@ def checked_scores(
         given = reward.reward(prompts, completions, **columns)
     except TunekitError:
         raise
-    except KeyError as problem:
-        missing = str(problem.args[0]) if problem.args else ""
+    except Exception as problem:
+        missing = _missing_column(problem, columns)
+        if missing is None:
+            raise StepError(
+                f"{where} failed: {type(problem).__name__}: {problem}",
+                code="reward-failed",
+                fix="Mend the reward; it is called as reward(prompts, completions, **columns). details['traceback'] "
+                "has the traceback.",
+                details={**details, "traceback": traceback.format_exc()},
+            ) from problem
         raise StepError(
             f"{where} asked for a column that the rows do not have.",
             code="reward-column",
@@ -104,13 +117,6 @@ def checked_scores(
             found=", ".join(columns) or "no columns",
             suggestions=nearest(missing, columns),
             fix="Put the column into the prompts' rows, or name the right one in the options of the reward.",
-            details=details,
-        ) from problem
-    except Exception as problem:
-        raise StepError(
-            f"{where} failed: {type(problem).__name__}: {problem}",
-            code="reward-failed",
-            fix="Mend the reward; it is called as reward(prompts, completions, **columns).",
             details=details,
         ) from problem
     # Arrays and tensors of one dimension are taken as lists of numbers.
@@ -133,6 +139,47 @@ def checked_scores(
             details=details,
         )
     return [_number(value, where, completion, details) for value, completion in zip(given, completions, strict=True)]
+
+
+def _missing_column(problem: Exception, columns: Mapping[str, Sequence[Any]]) -> str | None:
+    """The column that a reward looked up and that is not there; None: it failed for another reason.
+
+    Python makes a new dict of ``**columns``, so that the lookup itself cannot tell; the frame where it failed does.
+    """
+    name = problem.args[0] if isinstance(problem, KeyError) and problem.args else None
+    if not isinstance(name, str) or name in columns:
+        return None
+    if isinstance(problem, MissingColumnError):
+        return name
+    last = problem.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return None
+    held = _looked_into(last.tb_frame, last.tb_lasti)
+    if not isinstance(held, dict) or (columns and not held):
+        return None
+    return name if all(key in columns and held[key] is columns[key] for key in held) else None
+
+
+def _looked_into(frame: types.FrameType, offset: int) -> Any:
+    """The value of ``x`` where ``x[...]``, ``x.pop(...)`` or the like failed in a frame; None: it was something else.
+
+    Args:
+        frame: where it failed.
+        offset: of the instruction that failed, in bytes.
+    """
+    instructions = [one for one in dis.get_instructions(frame.f_code) if one.positions is not None]
+    failed = next((one for one in instructions if one.offset == offset), None)
+    if failed is None or failed.positions is None or failed.positions.col_offset is None:
+        return None
+    start, end = failed.positions[0::2], failed.positions[1::2]
+    begun = [one for one in instructions if one.positions is not None and one.positions[0::2] == start]
+    # Of `x["a"]["b"]` only the inner lookup is one in x.
+    if any(one.positions[1::2] < end for one in begun if one.positions and not one.opname.startswith("LOAD_")):
+        return None
+    name = next((one.argval for one in begun if one.opname.startswith(_LOADS)), None)
+    return frame.f_locals.get(name) if isinstance(name, str) else None
 
 
 def _number(value: Any, where: str, completion: Any, details: dict[str, Any]) -> float | None:
