@@ -6,6 +6,7 @@ The "weights" are one number in a file (tests/support/toy_plugin.py), so that no
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ import toy_plugin
 
 import tunekit.plugins
 from tunekit import Pipeline, Session
+from tunekit._reward_callables import callable_digest, opaque_parts
 from tunekit.errors import ArtifactError, CheckFailed, PipelineError, StepError
 from tunekit.events import Event, Notice
 from tunekit.plugins import Artifact, Options, RewardSpec, StepContext, TrainerSpec, hookimpl
@@ -409,6 +411,79 @@ def test_what_does_not_count_is_told(base: Pipeline) -> None:
         assert note.code == "reward-state" and "Judge" in note.message
     plain = ["reward", scaled(2.0), Offset(1.0), functools.partial(brevity, answer=[1, {"a": None}])]
     assert chain(base, reward=plain).check() == []
+
+
+def knows(answers: Any) -> Any:
+    def reward(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        return [float(one in answers) for one in completions]
+
+    return reward
+
+
+@pytest.mark.parametrize("kind", [list, tuple, set, frozenset, dict.fromkeys])
+def test_every_answer_that_a_reward_holds_counts(kind: Any) -> None:
+    answers = [f"answer {number}" for number in range(12_000)]
+    changed = [*answers[:6000], "another", *answers[6001:]]
+    assert callable_digest(knows(kind(answers))) == callable_digest(knows(kind(list(answers))))
+    assert callable_digest(knows(kind(answers))) != callable_digest(knows(kind(changed)))
+    assert opaque_parts(knows(kind(answers))) == []
+
+
+def test_what_is_too_long_to_be_hashed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunekit.plugins._code._TEXT", 2**20)
+    (told,) = opaque_parts(knows([f"{number:06}" for number in range(100_000)]))
+    assert "a list of which" in told and "beyond 1 MiB" in told
+
+
+class Quality:
+    """Not a plain value."""
+
+
+QUALITY = Quality()
+
+
+def test_what_a_reward_names_is_told_too() -> None:
+    def by_global(prompts: Any, completions: Any) -> list[float]:
+        return [float(QUALITY is not None)] * len(completions)
+
+    def by_default(prompts: Any, completions: Any, judge: Any = QUALITY) -> list[float]:
+        return [0.0]
+
+    def by_keyword(prompts: Any, completions: Any, *, judge: Any = QUALITY) -> list[float]:
+        return [0.0]
+
+    def through_another(prompts: Any, completions: Any) -> list[float]:
+        return by_global(prompts, completions)
+
+    for reward in (by_global, by_default, by_keyword, through_another):
+        assert opaque_parts(reward) == ["Quality"]
+
+
+_USES = {
+    "from reward_helpers import check": "check(one)",
+    "import reward_helpers": "reward_helpers.check(one)",
+    "import json": "__import__('json') and inside(one)",
+}
+
+
+@pytest.mark.parametrize(("head", "call"), _USES.items())
+def test_code_of_other_modules_of_the_user_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str, call: str
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    body = "def inside(one):\n    from reward_helpers import check\n    return check(one)\n"
+    rule = "def reward(prompts, completions):\n    return [{} for one in completions]\n"
+    (tmp_path / "reward_rules.py").write_text(f"{head}\n{body}{rule.format(call)}")
+
+    def made(answer: str) -> str:
+        for name in ("reward_helpers", "reward_rules"):
+            sys.modules.pop(name, None)
+        (tmp_path / "reward_helpers.py").write_text(f"ANSWER = {answer!r}\ndef check(one):\n    return one == ANSWER\n")
+        importlib.invalidate_caches()
+        return callable_digest(importlib.import_module("reward_rules").reward)
+
+    assert made("four") == made("four") != made("five")
 
 
 def test_a_reward_model_from_a_folder_counts_by_its_files(base: Pipeline, tmp_path: Path) -> None:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import enum
 import functools
 import inspect
-import re
 import types
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from tunekit.plan import digest
@@ -92,72 +86,58 @@ class _Fitted:
         return self.__wrapped__(**{k: v for k, v in given.items() if self._taken is None or k in self._taken})
 
 
-def callable_digest(found: Any) -> str:
-    """Hash of what a callable in memory does: its code, the values that it holds, and its plain attributes."""
-    from tunekit.plugins._code import code_digest
+def callable_digest(found: Any, unseen: list[str] | None = None) -> str:
+    """Hash of what a callable in memory does: its code and that of the user's own modules which it names, the values
+    that it holds or names, and its plain attributes.
 
+    Args:
+        found: the callable.
+        unseen: classes of what cannot be looked into, such as models and files, are added to it.
+    """
     if isinstance(found, functools.partial):
         given = (found.args, tuple(sorted(found.keywords.items())))
-        held = [callable_digest(found.func), _value_digest(given, str(getattr(found.func, "__module__", "")))]
+        home = str(getattr(found.func, "__module__", ""))
+        held = [callable_digest(found.func, unseen), _value_digest(given, home, unseen)]
     elif isinstance(found, types.MethodType):
-        held = [callable_digest(found.__func__), _object_digest(found.__self__)]
+        held = [callable_digest(found.__func__, unseen), _object_digest(found.__self__, unseen)]
     elif isinstance(found, types.FunctionType):
-        held = [code_digest(found, None, containers=True)]
+        held = [_code_digest(found, unseen)]
     else:
-        held = [_object_digest(found)]
+        held = [_object_digest(found, unseen)]
     return digest(held)
 
 
-def _object_digest(found: Any) -> str:
-    from tunekit.plugins._code import code_digest
-
+def _object_digest(found: Any, unseen: list[str] | None) -> str:
     kind = found if isinstance(found, type) else type(found)
-    return digest(
-        [code_digest(kind, None, containers=True), _value_digest(getattr(found, "__dict__", {}), kind.__module__)]
-    )
+    slots = {
+        name: getattr(found, name)
+        for base in kind.__mro__
+        for name, member in vars(base).items()
+        if isinstance(member, types.MemberDescriptorType) and not isinstance(found, type) and hasattr(found, name)
+    }
+    held = _value_digest({**getattr(found, "__dict__", {}), **slots}, kind.__module__, unseen)
+    return digest([_code_digest(kind, unseen), held])
 
 
-def _value_digest(value: Any, home: str) -> str:
+def _value_digest(value: Any, home: str, unseen: list[str] | None) -> str:
     """Hash of a value; functions and classes of the module ``home`` count by their code."""
-    from tunekit.plugins._code import code_digest
 
     def holder(held: Any = value) -> None:
         """The value counts as the default of a function does."""
 
     holder.__module__ = home
-    return code_digest(holder, None, containers=True)
+    return _code_digest(holder, unseen)
+
+
+def _code_digest(found: Any, unseen: list[str] | None) -> str:
+    from tunekit.plugins._code import code_digest
+
+    return code_digest(found, None, containers=True, whole=True, unseen=unseen)
 
 
 def opaque_parts(found: Any) -> list[str]:
-    """Classes of what a callable holds and :func:`callable_digest` cannot look into, such as models and files."""
-    if isinstance(found, functools.partial):
-        held = [*found.args, *found.keywords.values()]
-        return [*opaque_parts(found.func), *(kind for value in held for kind in _opaque(value))]
-    if isinstance(found, types.MethodType):
-        found = found.__self__
-    if isinstance(found, types.FunctionType):
-        held = []
-        for cell in found.__closure__ or ():
-            with contextlib.suppress(ValueError):  # not set yet
-                held.append(cell.cell_contents)
-    else:
-        held = list(getattr(found, "__dict__", {}).values())
-    return sorted({kind for value in held for kind in _opaque(value)})
-
-
-_SEEN = (
-    *(str, bytes, int, float, complex, type, types.ModuleType, Path, re.Pattern, enum.Enum),
-    *(types.FunctionType, types.BuiltinFunctionType, functools.partial),
-)
-"""Types of which a digest says what there is to say."""
-
-
-def _opaque(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        for item in value.values():
-            yield from _opaque(item)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            yield from _opaque(item)
-    elif not (value is None or isinstance(value, _SEEN) or dataclasses.is_dataclass(value)):
-        yield type(value).__qualname__
+    """Classes of what a callable holds, names or has as defaults and :func:`callable_digest` cannot look into, such as
+    models and files; and containers that are too long to be hashed whole."""
+    unseen: list[str] = []
+    callable_digest(found, unseen)
+    return sorted(set(unseen))

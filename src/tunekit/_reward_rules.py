@@ -64,8 +64,8 @@ def rewards(analysis: Analysis) -> None:
                     "note",
                     step.name,
                     "reward-state",
-                    f"The reward {reward.name} holds {', '.join(held)}; whether step {step.name} must run again is "
-                    "told from its code and plain values, not from what such objects hold.",
+                    f"The reward {reward.name} holds or uses {', '.join(held)}; whether step {step.name} must run "
+                    "again is told from its code and plain values, not from what such objects hold.",
                     "use another workdir when that changes, or make it a reward of a plugin",
                     reward=reward.name,
                 )
