@@ -147,6 +147,26 @@ def test_ticks_are_round_and_enclose_the_values(low: float, high: float) -> None
     assert len(set(labels)) == len(labels)
 
 
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        (-15.0, math.nextafter(-15.0, 0.0)),
+        (1e9, 1e9 + 1e-6),
+        (1e9, 1e9 + 10.0),
+        (0.0, 0.0),
+        (0.0, 5e-324),
+        (-2.0, -2.0 + 1e-10),
+        (1.0, 1.0 + 5e-9),
+    ],
+)
+def test_values_that_differ_in_the_last_digits_still_get_an_axis(low: float, high: float) -> None:
+    ticks = _charts.ticks(low, high, 3)
+    assert 2 <= len(ticks) <= 8 and ticks == sorted(set(ticks))
+    assert ticks[0] <= low + 1e-9 and ticks[-1] >= high - 1e-9
+    labels = [_charts.tick_text(tick, ticks[1] - ticks[0]) for tick in ticks]
+    assert len(set(labels)) == len(labels), "ticks that read alike"
+
+
 def test_a_long_history_keeps_its_extremes(tmp_path: Path) -> None:
     points = [(i, math.sin(i)) for i in range(100_000)]
     points[54_321] = (54_321, 40.0)
@@ -177,6 +197,8 @@ def test_values_that_are_not_finite_leave_a_gap_and_are_counted(tmp_path: Path) 
         [{"step": 1, "loss": 2.0}],
         [{"step": i, "loss": 2.0} for i in range(5)],
         [{"step": 1, "loss": float("nan")}] * 3,
+        [{"step": 1, "loss": -15.0}, {"step": 2, "loss": math.nextafter(-15.0, 0.0)}],
+        [{"step": 1, "loss": 0.0}, {"step": 2, "loss": 5e-324}],
     ],
 )
 def test_short_flat_and_empty_histories(tmp_path: Path, rows: list[dict[str, Any]]) -> None:

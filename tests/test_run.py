@@ -79,6 +79,24 @@ def base_model(folder: Path, value: float = 3.0) -> str:
     return str(folder)
 
 
+def test_a_report_that_fails_is_a_notice_and_no_end_of_the_run(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr("tunekit.report.render_report", broken)
+    seen: list[Event] = []
+    result = Pipeline().pretrain(data=TEXT).run(workdir=tmp_path / "w", session=session, on_event=seen.append)
+    assert result.status == "finished" and result.model is not None
+    (notice,) = [event for event in seen if isinstance(event, Notice) and event.code == "report-failed"]
+    assert "IndexError: list index out of range" in notice.message
+    assert notice.message in result.notices
+    manifest = json.loads((tmp_path / "w" / "manifest.json").read_text())
+    assert manifest["status"] == "finished" and notice.message in manifest["notices"]
+    assert any(record.exc_info and record.exc_info[0] is IndexError for record in caplog.records)
+
+
 def test_a_run_leaves_the_documented_files(session: Session, tmp_path: Path) -> None:
     seen: list[Event] = []
     result = chain().run(workdir=tmp_path / "w", session=session, on_event=seen.append, seed=5)

@@ -90,7 +90,15 @@ def standalone(svg: str) -> str:
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round values from below ``low`` to above ``high``, 1, 2 or 5 times a power of ten apart."""
+    """Round values from below ``low`` to above ``high``, 1, 2 or 5 times a power of ten apart; at least two.
+
+    Values that are the same but for rounding get an axis around them.
+    """
+    size = max(abs(low), abs(high))
+    if not high - low > max(1e-9 * size, 1e-300):
+        # An axis of two values a digit apart would have no room between its ticks.
+        pad = 0.1 * size if size > 1e-300 else 1.0
+        low, high = min(low, high) - pad, max(low, high) + pad
     span = high - low
     rough = span / max(about, 1)
     power = 10.0 ** math.floor(math.log10(rough))
@@ -101,7 +109,8 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 def tick_text(value: float, gap: float) -> str:
     if value and (abs(value) >= 1e5 or gap < 1e-4):
-        return f"{value:.0e}" if math.isclose(value, float(f"{value:.0e}")) else f"{value:.1e}"
+        apart = math.floor(math.log10(abs(value)) + 1e-9) - math.floor(math.log10(gap) + 1e-9)
+        return f"{value:.{max(apart, 0)}e}"
     places = max(0, -math.floor(math.log10(gap) + 1e-9))
     return f"{value:,.{places}f}"
 

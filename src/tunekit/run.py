@@ -239,9 +239,8 @@ class _Run:
         for item in work:
             results.append(self._step(item, work))
             self._gate(results)
-        result = self._result(results, "finished")
-        self._write_report(result)
-        return result
+        self._write_report(self._result(results, "finished"))
+        return self._result(results, "finished")
 
     def _result(self, steps: Sequence[StepResult], status: str) -> RunResult:
         return RunResult(
@@ -290,7 +289,16 @@ class _Run:
         from tunekit.explain import explain_resolved
         from tunekit.report import write_report
 
-        write_report(self.path / "report.html", result, explain_resolved(self.resolved))
+        try:
+            write_report(self.path / "report.html", result, explain_resolved(self.resolved))
+        # A finished training is worth more than its picture.
+        except Exception as error:
+            logger.warning("the report of %s could not be written", self.path, exc_info=True)
+            self.stream.emit(
+                events.Notice,
+                code="report-failed",
+                message=f"report.html could not be written ({type(error).__name__}: {error}); all else is there",
+            )
 
     def _step(self, item: Work, work: Sequence[Work]) -> StepResult:
         self.cancel.raise_if_cancelled()
