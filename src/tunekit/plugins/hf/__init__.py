@@ -21,6 +21,7 @@ from tunekit._lazy import attach
 
 if TYPE_CHECKING:
     from tunekit.plugins.hf.arguments import compute_dtype as compute_dtype
+    from tunekit.plugins.hf.arguments import computing as computing
     from tunekit.plugins.hf.arguments import default_device as default_device
     from tunekit.plugins.hf.arguments import device_defaults as device_defaults
     from tunekit.plugins.hf.arguments import training_arguments as training_arguments
@@ -77,7 +78,13 @@ if TYPE_CHECKING:
     from tunekit.storage import storage_errors as storage_errors
 
 _WHERE = {
-    "tunekit.plugins.hf.arguments": ("compute_dtype", "default_device", "device_defaults", "training_arguments"),
+    "tunekit.plugins.hf.arguments": (
+        "compute_dtype",
+        "computing",
+        "default_device",
+        "device_defaults",
+        "training_arguments",
+    ),
     "tunekit.plugins.hf.callback": ("TunekitCallback",),
     "tunekit.plugins.hf.checkpoints": ("good_checkpoint",),
     "tunekit.plugins.hf.completion_trainer": ("CompletionTrainer", "Objective", "ObjectiveLoss"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from tunekit.context import StepContext
     from tunekit.plugins.options import TrainOptions
 
-__all__ = ["compute_dtype", "default_device", "device_defaults", "training_arguments"]
+__all__ = ["compute_dtype", "computing", "default_device", "device_defaults", "training_arguments"]
 
 _MANUAL_SAVE = 500
 # The library's "constant" has no warm-up.
@@ -41,6 +42,36 @@ def compute_dtype() -> Any:
     if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32
+
+
+def computing(model: Any) -> contextlib.AbstractContextManager[Any]:
+    """A context in which a model whose weights are of several types can be called: automatic mixed precision.
+
+    Weights that are trained are float32, also beside a frozen body in bfloat16 or float16, and a layer cannot multiply
+    one with the other. During a training on CUDA the trainer's own mixed precision sees to that; this context does
+    everywhere else. It does nothing for weights of one type, and for those that ``transformers`` itself keeps in
+    float32. Leave it before gradients are computed; it can be entered again.
+
+    Args:
+        model: a ``transformers`` model, with or without an adapter.
+    """
+    import torch
+
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kept = {
+        name
+        for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+        for name in getattr(plain, attribute, None) or ()
+    }
+    sizes: dict[Any, int] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not (kept and kept.intersection(name.split("."))):
+            sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
+    halves = [dtype for dtype in sizes if dtype in (torch.float16, torch.bfloat16)]
+    if len(sizes) < 2 or not halves:
+        return contextlib.nullcontext()
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, dtype=max(halves, key=sizes.__getitem__))
 
 
 def device_defaults() -> dict[str, Any]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
+from tunekit.errors import StepError
+from tunekit.plugins.hf.arguments import computing
 from tunekit.plugins.hf.batches import IGNORED
 from tunekit.plugins.hf.isolation import branching_problem, proven_layout
 from tunekit.plugins.hf.losses import logits_at, token_logps
@@ -72,6 +75,9 @@ class CompletionModel:
         temperature: what logits are divided by.
         share: compute a prompt once where that is exact.
         whole: never cut a batch into pieces, as when all processes must do the same number of forward passes.
+
+    Raises:
+        StepError: code ``virtual-tokens`` for an adapter that puts tokens of its own before a row.
     """
 
     def __init__(
@@ -83,10 +89,12 @@ class CompletionModel:
         share: bool = True,
         whole: bool = False,
     ) -> None:
+        refuse_virtual_tokens(model)
         probes = [{"input_ids": [*group.prompt, *group.completions[0]]} for group in groups[:8] if group.completions]
         self.layout = proven_layout(model, probes)
         self.temperature = temperature
         self._model, self._whole = model, whole
+        self._computing: AbstractContextManager[Any] = contextlib.nullcontext()
         self._pieces = PieceLoss(model, self.layout, whole=whole)
         self._on_cpu = next(model.parameters()).device.type == "cpu"
         total, trained = count_parameters(model)
@@ -134,9 +142,14 @@ class CompletionModel:
 
     @contextlib.contextmanager
     def attending(self) -> Iterator[None]:
-        """The model attends within documents inside this context; call the model in it."""
-        with self._pieces.attending():
-            yield
+        """The model attends within documents inside this context, and computes with weights of several types; call the
+        model in it."""
+        before, self._computing = self._computing, computing(self._model)
+        try:
+            with self._pieces.attending():
+                yield
+        finally:
+            self._computing = before
 
     def __call__(
         self, model: Any, groups: Sequence[PromptGroup], *, hidden: bool = False, entropy: bool = False
@@ -168,7 +181,7 @@ class CompletionModel:
         # In a padded batch the order of the rows, and of the tokens in each, is that of the sequence.
         where = wanted != IGNORED
         with _caught(self._model, hidden) as caught, logits_at(self._model, where) as (arguments, select):
-            with self._pieces.entered(piece):
+            with self._pieces.entered(piece), self._computing:
                 outputs = model(**inputs, **arguments)
             logits = select(outputs.logits)
         rank = {position: number for number, position in enumerate(sorted(set(made.asked)))}
@@ -180,9 +193,27 @@ class CompletionModel:
             # The output layer was given all positions, or those asked for.
             states = (kept[where] if kept.shape[:2] == where.shape else select(kept))[rows]
         if self.temperature != 1.0:
-            logits = logits / self.temperature
+            logits = logits.float() / self.temperature
         found = token_logps(logits, rows, targets, entropy=entropy)
         return CompletionLogps(found.logps, made.lengths, found.correct, states, found.entropy)
+
+
+def refuse_virtual_tokens(model: Any) -> None:
+    """Raise if the adapter puts tokens of its own before a row, as prompt and prefix tuning do: all positions would be
+    others, and rows that share a sequence would have them once.
+
+    Raises:
+        StepError: code ``virtual-tokens``.
+    """
+    config = getattr(model, "active_peft_config", None)
+    if getattr(config, "is_prompt_learning", False):
+        kind = getattr(config, "peft_type", None)
+        raise StepError(
+            "The adapter puts virtual tokens before the text, and completions cannot be told apart behind them.",
+            code="virtual-tokens",
+            found=str(getattr(kind, "value", kind)),
+            fix='use an adapter that changes weights, such as adapter="lora"',
+        )
 
 
 class _Laid(NamedTuple):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunekit.artifacts import Artifact, ModelCard
 from tunekit.errors import StepError
-from tunekit.plugins.hf.arguments import compute_dtype
+from tunekit.plugins.hf.arguments import compute_dtype, computing
 from tunekit.plugins.hf.loading import load_folder
 from tunekit.plugins.hf.saving import count_parameters, ready_for_use, save_model
 from tunekit.plugins.protocols import LoadedModel
@@ -186,7 +186,7 @@ def _logits(model: Any, probes: Sequence[Sequence[int]]) -> list[Any]:
     import torch
 
     device = next(model.parameters()).device
-    with torch.no_grad():
+    with torch.no_grad(), computing(model):
         outputs = (model(input_ids=torch.tensor([list(ids)], device=device)) for ids in probes)
         return [
             (made.logits if hasattr(made, "logits") else made.last_hidden_state)[0].detach().float().cpu()

@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tunekit.plugins.hf.arguments import computing
 from tunekit.plugins.hf.batches import Collator
 from tunekit.plugins.hf.pieces import Piece, PieceLoss
 from tunekit.plugins.hf.segments import Layout, NotSegmentable, layout_of
 
-__all__ = ["branching_problem", "isolation_problem", "proven_layout"]
+__all__ = ["branching_problem", "isolation_problem", "proven_layout", "tolerance"]
 
 PROBE_ROWS = 3
 PROBE_TOKENS = 24
 
 _TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
-"""Largest difference of logits as a share of their size. Rounding alone makes 1e-6 in float32."""
+
+
+def tolerance(dtype: Any) -> float:
+    """Largest difference of values that are the same but for rounding, as a share of their size. Rounding alone makes
+    1e-6 in float32.
+
+    Args:
+        dtype: the ``torch.dtype`` they are computed in.
+    """
+    return _TOLERANCE.get(str(dtype).removeprefix("torch."), _TOLERANCE["bfloat16"])
 
 
 def proven_layout(model: Any, rows: Any) -> Layout:
@@ -60,7 +70,7 @@ def isolation_problem(model: Any, documents: Sequence[Sequence[int]], layout: La
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), computing(model):
             alone = [_alone(model, ids) for ids in chosen]
             together = _together(model, chosen, layout)
             other = _together(model, changed, layout)
@@ -69,7 +79,7 @@ def isolation_problem(model: Any, documents: Sequence[Sequence[int]], layout: La
     finally:
         model.train(was_training)
     scale = max(1.0, max(float(part.abs().max()) for part in alone))
-    limit = _TOLERANCE[str(alone[0].dtype).removeprefix("torch.")] * scale
+    limit = tolerance(alone[0].dtype) * scale
     apart = _largest(together, alone)
     if not apart <= limit:
         return f"its logits differ by {apart:.3g} from those of the same document alone"
@@ -147,7 +157,7 @@ def branching_problem(model: Any, rows: Any) -> str:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), computing(model):
             alone = [_alone(model, prompt + left), _alone(model, prompt + right)[len(prompt) :]]
             with loss.attending():
                 together = loss.logits(model, piece, torch.ones_like(targets, dtype=torch.bool))
@@ -156,6 +166,6 @@ def branching_problem(model: Any, rows: Any) -> str:
     finally:
         model.train(was_training)
     scale = max(1.0, max(float(part.abs().max()) for part in alone))
-    limit = _TOLERANCE[str(alone[0].dtype).removeprefix("torch.")] * scale
+    limit = tolerance(alone[0].dtype) * scale
     apart = _largest(list(together.split((len(prompt) + len(left), len(right)))), alone)
     return "" if apart <= limit else f"logits of a continuation differ by {apart:.3g} from those after its prompt alone"

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 from tunekit.cancel import CancelToken
 from tunekit.data import as_messages, plain_pair
 from tunekit.errors import DataError, OptionsError, StepError
+from tunekit.plugins.hf.arguments import computing
 from tunekit.plugins.hf.facts import model_facts
+from tunekit.plugins.hf.isolation import tolerance
 from tunekit.plugins.hf.segments import NAME as SEGMENTS
 
 __all__ = ["Sampled", "prompt_ids", "sample"]
@@ -24,8 +26,6 @@ LOGITS = 2**26
 
 _POSITIONS_MOVE = ("dynamic", "longrope")
 """Kinds of rotary positions that depend on the longest row of a pass."""
-_TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
-"""Largest difference of logits between a padded row and the row alone, as a share of their size."""
 
 _pads: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
@@ -176,7 +176,7 @@ def sample(
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), _own_attention(model):
+        with torch.no_grad(), computing(model), _own_attention(model):
             writer = _Writer(
                 model=model,
                 prompts=prompts,
@@ -396,7 +396,7 @@ class _Writer:
         except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
             return False
         scale = max(1.0, float(alone.abs().max()))
-        limit = _TOLERANCE.get(str(next(self.model.parameters()).dtype).removeprefix("torch."), 1e-1) * scale
+        limit = tolerance(next(self.model.parameters()).dtype) * scale
         return float((padded - alone).abs().max()) <= limit
 
     # One batch.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
+from tunekit.plugins.hf.arguments import computing
 from tunekit.plugins.hf.batches import IGNORED
-from tunekit.plugins.hf.completions import PromptGroup
-from tunekit.plugins.hf.isolation import _TOLERANCE, PROBE_TOKENS
+from tunekit.plugins.hf.completions import PromptGroup, refuse_virtual_tokens
+from tunekit.plugins.hf.isolation import PROBE_TOKENS, tolerance
 from tunekit.plugins.hf.pieces import CPU_TOKENS, FULL_CPU_TOKENS, PADDED_TOKENS, Piece, PieceLoss
 from tunekit.plugins.hf.saving import count_parameters
 from tunekit.plugins.hf.segments import Extent, Layout, NotSegmentable, layout_of
@@ -37,10 +39,15 @@ class ScoreModel:
     Attributes:
         layout: how rows are put to the model.
         shares: whether the completions of a group share their prompt.
+
+    Raises:
+        StepError: code ``virtual-tokens`` for an adapter that puts tokens of its own before a row.
     """
 
     def __init__(self, model: Any, groups: Sequence[PromptGroup], *, share: bool = True, whole: bool = False) -> None:
+        refuse_virtual_tokens(model)
         self._model, self._whole = model, whole
+        self._computing: AbstractContextManager[Any] = contextlib.nullcontext()
         plain = _plain(model)
         self.pad = getattr(plain.config.get_text_config(), "pad_token_id", None)
         """Padding token of the model; None: it has none, and rows that cannot be packed are run one by one."""
@@ -103,9 +110,14 @@ class ScoreModel:
 
     @contextlib.contextmanager
     def attending(self) -> Iterator[None]:
-        """The model attends within rows inside this context; call the model in it."""
-        with self._pieces.attending():
-            yield
+        """The model attends within rows inside this context, and computes with weights of several types; call the model
+        in it."""
+        before, self._computing = self._computing, computing(self._model)
+        try:
+            with self._pieces.attending():
+                yield
+        finally:
+            self._computing = before
 
     def __call__(self, model: Any, groups: Sequence[PromptGroup]) -> Any:
         """One forward pass over the groups. ``model`` may be wrapped; call it inside :meth:`attending`.
@@ -136,7 +148,7 @@ class ScoreModel:
             extents=made.extents,
         )
         inputs, _ = self._pieces.inputs(piece)
-        with self._pieces.entered(piece):
+        with self._pieces.entered(piece), self._computing:
             return model(**inputs)
 
     def _padded(self, model: Any, groups: Sequence[PromptGroup], device: Any) -> Any:
@@ -145,13 +157,15 @@ class ScoreModel:
 
         rows = [torch.tensor([*prompt, *made]) for prompt, completions in groups for made in completions]
         if self.pad is None:
-            return torch.cat([model(input_ids=row[None].to(device)).logits.float() for row in rows])
+            with self._computing:
+                return torch.cat([model(input_ids=row[None].to(device)).logits.float() for row in rows])
         ids = pad_sequence(rows, batch_first=True, padding_value=self.pad).to(device)
         lengths = torch.tensor([len(row) for row in rows], device=device)
         inputs = {"input_ids": ids}
         if int(lengths.min()) < ids.shape[1]:
             inputs["attention_mask"] = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
-        return model(**inputs).logits.float()
+        with self._computing:
+            return model(**inputs).logits.float()
 
     def scores(self, groups: Sequence[PromptGroup]) -> Any:
         """Outputs for the completions of any number of groups, in order, (completions, labels) float32 on the CPU; no
@@ -273,7 +287,7 @@ def _problem(scorer: ScoreModel, groups: Sequence[PromptGroup]) -> str:
         with torch.no_grad():
             alone, outputs = [], []
             for row in rows:
-                with _seen(head) as seen:
+                with _seen(head) as seen, computing(model):
                     outputs.append(model(input_ids=torch.tensor([row], device=device)).logits[0].float())
                 alone.append(seen[-1][0][0, _end(row, scorer.pad)])
             made = _layout(groups, scorer.shares, scorer.pad)
@@ -291,6 +305,6 @@ def _problem(scorer: ScoreModel, groups: Sequence[PromptGroup]) -> str:
     ):
         scale = max(1.0, float(expected.abs().max()))
         apart = float((found - expected).abs().max())
-        if not apart <= _TOLERANCE[str(hidden.dtype).removeprefix("torch.")] * scale:
+        if not apart <= tolerance(hidden.dtype) * scale:
             return f"its {what} differ by {apart:.3g} from those of the same row alone"
     return ""
