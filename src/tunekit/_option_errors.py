@@ -139,7 +139,7 @@ def _unknown(known: list[str], name: str, step: str | None, what: str) -> Findin
     elsewhere = ELSEWHERE.get(name.lower())
     close = (elsewhere,) if elsewhere in known else nearest(name, known)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    fix = f"write {close[0]}=..." if close else f"use one of the options{_of(what)}: {', '.join(known) or 'none'}"
+    fix = f"write {close[0]}=..." if close else f"use one of the options{_of(what)}: {_few(known)}"
     return Finding(
         level="error",
         step=step,
@@ -148,6 +148,13 @@ def _unknown(known: list[str], name: str, step: str | None, what: str) -> Findin
         fix=fix,
         details={"option": name, "suggestions": list(close), "known": known},
     )
+
+
+def _few(known: Sequence[str]) -> str:
+    """The names, or where they are many, the first, which many components share, and the last, which are its own."""
+    if len(known) <= 16:
+        return ", ".join(known) or "none"
+    return f"{', '.join(known[:4])}, ..., {', '.join(known[-8:])} (tunekit plugins show lists all {len(known)})"
 
 
 def _of(what: str) -> str:
