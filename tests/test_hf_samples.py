@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tunekit.cancel import CancelToken
 from tunekit.context import BoundReward, StepContext
@@ -154,6 +155,22 @@ def test_adapter_off_is_the_start(tmp_path: Path, tokenizer: Any) -> None:
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [line["after"] for line in lines] == [one.text for one in after.completions]
     assert any(line["before"] != line["after"] for line in lines)
+
+
+def test_one_process_writes_the_file(tmp_path: Path, tokenizer: Any) -> None:
+    """All processes share the folder: two that write `samples.jsonl.partial` and rename it trip over each other."""
+    model = get_peft_model(tiny_model(seed=3), LoraConfig(r=2, target_modules=["q_proj"]))
+    made = {}
+    for rank in (1, 0):
+        folder = tmp_path / str(rank)
+        torch.distributed.init_process_group("fake", rank=rank, world_size=2, store=FakeStore())
+        try:
+            ctx = context(folder, adapter=Peft(), rewards=[count_e], samples=3, sample_tokens=4)
+            made[rank] = hf.compare_samples(ctx, model, tokenizer)
+        finally:
+            torch.distributed.destroy_process_group()
+        assert [path.name for path in folder.glob("*")] == ([] if rank else ["samples.jsonl"])
+    assert made[0] == made[1]
 
 
 def test_full_training_keeps_its_start(tmp_path: Path, tokenizer: Any) -> None:

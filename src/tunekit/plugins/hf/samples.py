@@ -7,16 +7,17 @@ import copy
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit._statistics import t95, wilson
 from tunekit.data import as_messages, to_text
-from tunekit.errors import DataError, TunekitError
+from tunekit.errors import DataError, RunCancelled, TunekitError
 from tunekit.plugins.hf.facts import model_facts
 from tunekit.plugins.hf.rewards import RewardScores, score
 from tunekit.plugins.hf.sampling import Sampled, prompt_ids, sample
+from tunekit.plugins.hf.training import _is_main
 from tunekit.storage import storage_errors
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class Samples:
     """By the step's rewards; None: it has none."""
     start: Any = field(default=None, repr=False)
     """A copy of the model, where it could not be had again after the step; see :func:`start_samples`."""
+    problem: str = ""
+    """Why there are no completions, or no scores although the step has rewards; see :func:`start_samples`."""
 
 
 def prompt_row(row: Row) -> dict[str, Any] | None:
@@ -114,6 +117,20 @@ def draw_samples(
         StepError: if a reward fails, or logits are not finite.
         RunCancelled: after a cancel.
     """
+    made = _unscored(ctx, model, tokenizer, rows, max_new_tokens, temperature, seed)
+    scores = scored(ctx, made.rows, made.completions) if ctx.rewards and made.rows else None
+    return replace(made, scores=scores)
+
+
+def _unscored(
+    ctx: StepContext,
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int | None = None,
+) -> Samples:
     positions = model_facts(model).positions
     kept, ids = [], []
     for row in rows:
@@ -131,8 +148,33 @@ def draw_samples(
         cancel=ctx.cancel,
     )
     completions = tuple(one for (one,) in drawn)
-    scores = scored(ctx, kept, completions) if ctx.rewards and kept else None
-    return Samples(rows=tuple(kept), prompts=tuple(ids), completions=completions, scores=scores)
+    return Samples(rows=tuple(kept), prompts=tuple(ids), completions=completions, scores=None)
+
+
+def _tolerant(ctx: StepContext, model: Any, tokenizer: Any, rows: Sequence[Row], when: str) -> Samples:
+    """As :func:`draw_samples`; what fails is noticed, and left out: a report is worth less than a training."""
+    try:
+        made = _unscored(ctx, model, tokenizer, rows, _limit(ctx))
+    except RunCancelled:
+        raise
+    except Exception as error:
+        problem = _noticed(ctx, f"No samples could be drawn {when} training", error)
+        return Samples(rows=(), prompts=(), completions=(), scores=None, problem=problem)
+    if not ctx.rewards or not made.rows:
+        return made
+    try:
+        return replace(made, scores=scored(ctx, made.rows, made.completions))
+    except RunCancelled:
+        raise
+    except Exception as error:
+        return replace(made, problem=_noticed(ctx, f"The samples drawn {when} training could not be scored", error))
+
+
+def _noticed(ctx: StepContext, what: str, error: Exception) -> str:
+    lines = str(error).splitlines()
+    problem = f"{what}: {lines[0] if lines else type(error).__name__}"
+    ctx.notice("samples", problem)
+    return problem
 
 
 def scored(ctx: StepContext, rows: Sequence[Row], completions: Sequence[Sampled]) -> RewardScores:
@@ -150,7 +192,9 @@ def scored(ctx: StepContext, rows: Sequence[Row], completions: Sequence[Sampled]
     return score(ctx.rewards, [row["prompt"] for row in rows], texts, columns)
 
 
-def start_samples(ctx: StepContext, model: Any, tokenizer: Any, prompts: Sequence[Row] | None = None) -> Samples | None:
+def start_samples(
+    ctx: StepContext, model: Any, tokenizer: Any, prompts: Sequence[Row] | None = None, *, strict: bool = False
+) -> Samples | None:
     """What the model writes before the step changes it; give the result to :func:`compare_samples` afterwards.
 
     Without an adapter, the model before the step is gone after it. It is read again from its folder; where it has none,
@@ -161,12 +205,15 @@ def start_samples(ctx: StepContext, model: Any, tokenizer: Any, prompts: Sequenc
         model: the model, with its adapter if there is one, before the first update.
         tokenizer: its tokenizer.
         prompts: rows; None: ``ctx.options.samples`` rows of the held-out data, or else of the data.
+        strict: whether a reward that fails is an error, as where training cannot do without it. Otherwise it is
+            noticed, and there is no win rate.
 
     Returns:
         None if no samples are asked for.
 
     Raises:
-        StepError: if a reward fails, or logits are not finite.
+        DataError: for a row of ``prompts`` without a prompt.
+        StepError: with ``strict``, if a reward fails, or logits are not finite.
         RunCancelled: after a cancel.
     """
     count = int(getattr(ctx.options, "samples", 0) or 0)
@@ -176,9 +223,12 @@ def start_samples(ctx: StepContext, model: Any, tokenizer: Any, prompts: Sequenc
     if not rows:
         return None
     ctx.progress(0, None, "samples", "samples before training")
-    made = draw_samples(ctx, model, tokenizer, rows, max_new_tokens=_limit(ctx))
-    if ctx.adapter is None and ctx.input_path is None and _bytes(model) <= _COPIED_BYTES:
-        return Samples(**{**vars(made), "start": copy.deepcopy(model).requires_grad_(False)})
+    if strict:
+        made = draw_samples(ctx, model, tokenizer, rows, max_new_tokens=_limit(ctx))
+    else:
+        made = _tolerant(ctx, model, tokenizer, rows, "before")
+    if made.rows and ctx.adapter is None and ctx.input_path is None and _bytes(model) <= _COPIED_BYTES:
+        return replace(made, start=copy.deepcopy(model).requires_grad_(False))
     return made
 
 
@@ -190,7 +240,8 @@ def _prompt_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _limit(ctx: StepContext) -> int:
-    return int(getattr(ctx.options, "sample_tokens", None) or TOKENS)
+    options = ctx.options
+    return int(getattr(options, "sample_tokens", None) or getattr(options, "max_new_tokens", None) or TOKENS)
 
 
 def _bytes(model: Any) -> int:
@@ -207,7 +258,9 @@ def compare_samples(
     """What a trained model writes beside what it wrote before, for the artifact's details and the report.
 
     Call it after training and before :func:`tunekit.plugins.hf.finish`, which merges the adapter. Both models draw
-    with the same random numbers, at temperature 1. All texts go to ``samples.jsonl`` in the step's folder.
+    with the same random numbers, at temperature 1. All texts go to ``samples.jsonl`` in the step's folder. Of several
+    processes each does the same work, and the main one writes the file. What fails here is noticed, and told in the
+    place of the number: a finished training is not lost for it.
 
     Args:
         ctx: the step.
@@ -219,27 +272,36 @@ def compare_samples(
 
     Returns:
         ``samples``: ``rows`` (``prompt``, ``before``, ``after``, their tokens, and with rewards their scores),
-        ``temperature``, ``max_new_tokens``. ``win_rate``, with rewards: see :func:`win_rate`. ``kl_to_start``: see
-        :func:`kl_between`; or ``problem``, where the model before the step cannot be had. Nothing where there is
-        nothing to compare.
+        ``temperature``, ``max_new_tokens``, ``cut_off`` (completions of ``before`` and ``after`` that did not end
+        within them). ``win_rate``, with rewards: see :func:`win_rate`. ``kl_to_start``: see :func:`kl_between`. Each
+        is ``{"problem": ...}`` where it failed, or where the model before the step cannot be had. Nothing where there
+        is nothing to compare.
 
     Raises:
-        StepError: if a reward fails, or logits are not finite.
         RunCancelled: after a cancel.
     """
     if before is None and ctx.adapter is not None:
         with ctx.adapter.detached(model):
             before = start_samples(ctx, model, tokenizer, prompts)
-    if before is None or not before.rows:
+    if before is None or not (before.rows or before.problem):
         return {}
-    ctx.progress(0, None, "samples", "samples after training")
-    after = draw_samples(ctx, model, tokenizer, before.rows, max_new_tokens=_limit(ctx))
-    _write(ctx.dir / FILE, before, after)
+    after = before
+    if before.rows:
+        ctx.progress(0, None, "samples", "samples after training")
+        after = _tolerant(ctx, model, tokenizer, before.rows, "after")
+    if not after.rows:
+        return {"samples": {"problem": after.problem}}
+    if _is_main():  # every process has drawn the same completions
+        _write(ctx.dir / FILE, before, after)
     made: dict[str, Any] = {
         "samples": {
             "n": len(after.rows),
             "temperature": 1.0,
             "max_new_tokens": _limit(ctx),
+            "cut_off": {
+                name: sum(not one.finished for one in side.completions)
+                for name, side in (("before", before), ("after", after))
+            },
             "file": FILE,
             "rows": [_shown(line) for line in _lines(before, after)[:_SHOWN_ROWS]],
         }
@@ -250,13 +312,19 @@ def compare_samples(
             reward.name: {"before": before.scores.mean(reward.name), "after": after.scores.mean(reward.name)}
             for reward in ctx.rewards
         }
+    elif before.problem or after.problem:
+        made["win_rate"] = {"problem": before.problem or after.problem}
     try:
         with _start(ctx, model, before) as start:
             made["kl_to_start"] = kl_between(
                 model, start, after.prompts, [one.ids for one in after.completions], cancel=ctx.cancel
             )
+    except RunCancelled:
+        raise
     except _Gone as reason:
         made["kl_to_start"] = {"problem": str(reason)}
+    except Exception as error:
+        made["kl_to_start"] = {"problem": _noticed(ctx, "The divergence from the start could not be measured", error)}
     return made
 
 
