@@ -497,6 +497,56 @@ def test_a_reward_model_from_a_folder_counts_by_its_files(base: Pipeline, tmp_pa
     assert SEEN[-1] == ("scorer", [7.0, 7.0])
 
 
+def test_rewards_that_score_with_one_model_share_it(base: Pipeline, tmp_path: Path) -> None:
+    class Keeps:
+        def start(self, ctx: StepContext) -> None:
+            self.loaded = ctx.load_model("step:reward")
+
+        def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float]:
+            SEEN.append(("model", id(self.loaded.model)))
+            self.loaded.path = None  # what is said of the model is each reward's own
+            return [0.0] * len(completions)
+
+    rewards = [Keeps(), Keeps()]
+    chain(base, reward=rewards).run(tmp_path / "run")
+    (_, one), (_, two) = [seen for seen in SEEN if seen[0] == "model"]
+    assert one == two and rewards[0].loaded is not rewards[1].loaded
+
+
+class ListOptions(Options):
+    words: str
+    more: dict[str, list[str]] = {}
+
+
+@tunekit.plugins.reward(name="listed", options=ListOptions)
+class Listed:
+    def __init__(self, options: ListOptions) -> None:
+        self.words = Path(options.words).read_text().split()
+
+    def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        return [float(one in self.words) for one in completions]
+
+
+def test_a_file_that_an_option_names_counts_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_plugin.write_model(tmp_path / "base", 3.0)
+    session = Session(plugins=[toy_plugin, Rewarding(), Listed], autoload=False)
+    words, more = tmp_path / "words.txt", tmp_path / "more.txt"
+    reward = {"name": "listed", "words": str(words), "more": {"lists": [str(more), "x" * 5000, "a\0b"]}}
+    line = Pipeline(tmp_path / "base", session=session).align(method="ppo", prompts=["a"], reward=reward)
+    words.write_text("ok")
+    more.write_text("one")
+    folder = tmp_path / "run"
+    assert ran(line, folder) == ["align"] and ran(line, folder) == []
+    words.write_text("no")
+    assert ran(line, folder) == ["align"] and ran(line, folder) == []
+    more.write_text("two")
+    assert ran(line, folder) == ["align"] and ran(line, folder) == []
+    monkeypatch.setattr("tunekit._rewards._WHOLE_FILE", 1)
+    assert ran(line, folder) == ["align"] and ran(line, folder) == []
+    os.utime(words, (1, 1))
+    assert ran(line, folder) == ["align"]
+
+
 def test_the_model_of_a_step_is_the_one_that_it_wrote(base: Pipeline, tmp_path: Path) -> None:
     """`step:` gives the finished step's weights, and refuses them once somebody changed the files."""
     result = chain(base).run(tmp_path / "run")

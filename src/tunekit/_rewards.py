@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import math
 import traceback
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ from tunekit.session import OBJECT, Session
 if TYPE_CHECKING:
     from tunekit.context import StepContext
     from tunekit.data import Dataset
+    from tunekit.plugins.protocols import LoadedModel
 
 __all__ = [
     "STEP",
@@ -38,6 +41,9 @@ __all__ = [
 
 STEP = "step:"
 """Prefix of references to the model of an earlier step."""
+
+_WHOLE_FILE = 64 * 2**20
+"""Bytes up to which a file that an option names counts with its content, and above with its size and time."""
 
 _Item = tuple[str, float, dict[str, Any]]
 """Name or reference, weight, options."""
@@ -357,6 +363,9 @@ def reward_keys(
     """What the scores of a step depend on: components, options and weights, the keys of the reward steps, the files of
     reward models, and the code of callables.
 
+    An option that is the path of a file (a list of words, a schema) counts by the file as well: up to 64 MiB by its
+    bytes, above by its size and the time of its last change.
+
     Args:
         rewards: those of the step.
         session: plugins and settings.
@@ -373,9 +382,32 @@ def reward_keys(
             model = facts["options"].get("model")
             if isinstance(model, str) and not model.startswith(STEP):
                 facts["options"]["model"] = session.resolve_model(model, objects=objects).fingerprint()
+            if files := dict(_files(value for name, value in facts["options"].items() if name != "model")):
+                facts["files"] = files
             facts["steps"] = {name: keys[name] for name in step_references(facts["options"]) if name in keys}
         found.append(facts)
     return found
+
+
+def _files(values: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """Every option value that is the path of a file, with what the file counts by."""
+    for value in values:
+        if isinstance(value, Mapping):
+            yield from _files(value.values())
+        elif isinstance(value, list | tuple):
+            yield from _files(value)
+        elif isinstance(value, str) and value:
+            try:
+                path = Path(value).expanduser()
+                if not path.is_file():
+                    continue
+                facts = path.stat()
+                if facts.st_size <= _WHOLE_FILE:
+                    yield value, hashlib.sha256(path.read_bytes()).hexdigest()
+                else:
+                    yield value, f"{facts.st_size} bytes of {facts.st_mtime_ns}"
+            except (OSError, ValueError, RuntimeError):  # no path after all, or no file that can be read
+                continue
 
 
 def bound_rewards(
@@ -418,17 +450,18 @@ def fitted_rewards(rewards: Sequence[BoundReward]) -> tuple[BoundReward, ...]:
 
 
 def start_rewards(rewards: Sequence[BoundReward], ctx: StepContext) -> None:
-    """Let every reward load what it needs, once.
+    """Let every reward load what it needs, once. Rewards of the step that load one model share it: they only read it.
 
     Raises:
         StepError: if one fails; what a reward raises on purpose, a ``TunekitError``, comes out with its name.
     """
+    sharing = _sharing(ctx)
     for bound in rewards:
         start = getattr(bound.reward, "start", None)
         if not callable(start):
             continue
         try:
-            start(ctx)
+            start(sharing)
         except TunekitError as error:
             error.details.setdefault("reward", bound.name)
             raise
@@ -441,6 +474,21 @@ def start_rewards(rewards: Sequence[BoundReward], ctx: StepContext) -> None:
                 fix="mend its start(ctx), or update the plugin; details['traceback'] has the traceback",
                 details={"step": ctx.step.name, "reward": bound.name, "traceback": traceback.format_exc()},
             ) from error
+
+
+def _sharing(ctx: StepContext) -> StepContext:
+    """The context, where :meth:`StepContext.load_model` reads each model once."""
+    load = ctx._load_other
+    if load is None:
+        return ctx
+    loaded: dict[str, LoadedModel] = {}
+
+    def load_once(ref: str) -> LoadedModel:
+        if ref not in loaded:
+            loaded[ref] = load(ref)
+        return copy.copy(loaded[ref])
+
+    return replace(ctx, _load_other=load_once)
 
 
 def _in_memory(reward: ResolvedReward, objects: Mapping[str, Any]) -> Any:
