@@ -12,7 +12,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from tunekit.errors import DataError
-from tunekit_trl.encoding import IGNORED, Encoder
+from tunekit.plugins import ModelFacts
+from tunekit_trl.encoding import IGNORED, Encoder, encoder_from
 from tunekit_trl.rows import encoder_for
 
 _spec = importlib.util.spec_from_file_location("trl_driver", Path(__file__).with_name("trl_driver.py"))
@@ -275,6 +276,27 @@ def test_cut_rows_are_counted_and_rows_without_targets_refused() -> None:
         made.example({"prompt": "12345678", "completion": "abc"}, "prompt_completion", "completion")
     assert caught.value.code == "no-targets"
     assert "max_length=12" in caught.value.fix
+
+
+def test_a_fix_never_asks_for_more_tokens_than_the_model_has_positions() -> None:
+    row = {"prompt": "p" * 100, "completion": "abc"}
+    pair = {"prompt": "Q:", "chosen": "a" * 100 + "b", "rejected": "a" * 100 + "c"}
+
+    def fixes(positions: int | None, limit: int) -> list[str]:
+        made = encoder_from(driver.byte_tokenizer(None), ModelFacts(positions=positions), limit)
+        fixes = []
+        for ask in (lambda: made.example(row, "prompt_completion", "completion"), lambda: made.pair(pair)):
+            with pytest.raises(DataError) as caught:
+                ask()
+            assert "skip" in caught.value.fix
+            fixes.append(caught.value.fix)
+        return fixes
+
+    for positions, limit in ((None, 20), (200, 20)):
+        assert all(re.match(r"max_length=10[4-6], or", fix) for fix in fixes(positions, limit))
+    assert all(fix.startswith("max_length=64 (the model has 64 positions) if") for fix in fixes(64, 20))
+    for fix in fixes(64, 64) + fixes(64, 2048):
+        assert fix.startswith("shorten the row (the model has 64 positions)") and "max_length" not in fix
 
 
 def test_train_on_must_fit_the_rows() -> None:

@@ -116,12 +116,14 @@ class Encoder:
         max_length: longest example in tokens; the end of longer ones is cut.
         stop_ids: ids that end a turn besides the tokenizer's end-of-text token, such as the model's own list.
         vocabulary: number of the model's embeddings; None: unknown.
+        positions: tokens that the model has positions for; None: unknown or without end.
     """
 
     tokenizer: Any
     max_length: int
     stop_ids: frozenset[int] = frozenset()
     vocabulary: int | None = None
+    positions: int | None = None
     appended_stops: int = field(default=0, init=False)
     """Rows to which the end-of-text token was added, since their text had none."""
 
@@ -231,6 +233,16 @@ class Encoder:
             )
         return rendered
 
+    def longer(self, length: int) -> str:
+        """What to do about a row of ``length`` tokens that ``max_length`` cuts too short, in words."""
+        skip = 'on_bad_row="skip" to leave out and count such rows'
+        if self.positions is None or length <= self.positions:
+            return f"max_length={length}, or {skip}"
+        known = f"the model has {self.positions} positions"
+        if self.max_length < self.positions:
+            return f"max_length={self.positions} ({known}) if that is enough, a shorter row, or {skip}"
+        return f"shorten the row ({known}), or {skip}"
+
     # ---------------------------------------------------------------- one row
 
     def _example(self, rendered: Rendered, tokens: _Tokens) -> Example:
@@ -248,7 +260,7 @@ class Encoder:
             lost_thoughts=rendered.lost_thoughts,
         )
         if example.targets == 0:
-            raise _nothing_to_learn(len(tokens.ids), example.cut, self.max_length)
+            raise self._nothing_to_learn(len(tokens.ids), example.cut)
         self.appended_stops += tokens.appended_stop
         return example
 
@@ -272,15 +284,25 @@ class Encoder:
             stopped=(self._ends(answers[0]), self._ends(answers[1])),
         )
         if not pair.chosen_ids or not pair.rejected_ids:
-            raise _nothing_to_learn(max(len(side.ids) for side in sides), pair.cut, self.max_length)
+            raise self._nothing_to_learn(max(len(side.ids) for side in sides), pair.cut)
         if pair.chosen_ids == pair.rejected_ids:
             raise DataError(
                 f"chosen and rejected are the same in the first {self.max_length} tokens",
                 code="equal-answers",
-                fix=f"raise max_length above {max(len(side.ids) for side in sides)}",
+                fix=self.longer(max(len(side.ids) for side in sides)),
             )
         self.appended_stops += sum(side.appended_stop for side in sides)
         return pair
+
+    def _nothing_to_learn(self, length: int, cut: int) -> DataError:
+        if not cut:
+            return DataError("the row has no token to learn", code="no-targets", details={"tokens": length})
+        return DataError(
+            f"nothing to learn is left after cutting the row from {length} to {self.max_length} tokens",
+            code="no-targets",
+            fix=self.longer(length),
+            details={"tokens": length, "max_length": self.max_length},
+        )
 
     def _finish(self, rendered: Rendered, tokens: _Tokens) -> _Tokens:
         """Begin-of-text in front of plain text, exactly one; the stop token at the end where the text has none."""
@@ -494,9 +516,10 @@ def encoder_from(tokenizer: Any, facts: ModelFacts, max_length: int) -> Encoder:
         facts: what is known of the model.
         max_length: longest example in tokens.
     """
-    if facts.positions is not None and facts.positions > 0:
-        max_length = min(max_length, facts.positions)
-    return Encoder(tokenizer, max_length, frozenset(map(int, facts.stop_ids)), facts.embeddings)
+    positions = facts.positions if facts.positions is not None and facts.positions > 0 else None
+    if positions is not None:
+        max_length = min(max_length, positions)
+    return Encoder(tokenizer, max_length, frozenset(map(int, facts.stop_ids)), facts.embeddings, positions)
 
 
 def _attempt(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | DataError:
@@ -536,14 +559,3 @@ def _double_bos(token: str, *, plain: bool) -> DataError:
         found="models are trained and used with one",
         fix=f"take one {token} out of the template",
     )
-
-
-def _nothing_to_learn(length: int, cut: int, limit: int) -> DataError:
-    if cut:
-        return DataError(
-            f"nothing to learn is left after cutting the row from {length} to {limit} tokens",
-            code="no-targets",
-            fix=f'max_length={length}, or on_bad_row="skip" to leave out and count such rows',
-            details={"tokens": length, "max_length": limit},
-        )
-    return DataError("the row has no token to learn", code="no-targets", details={"tokens": length})
