@@ -167,6 +167,90 @@ def test_a_forked_process_writes_through_a_connection_of_its_own(place: str) -> 
     store.close()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_nothing_that_a_forked_process_was_told_is_written_gets_lost(place: str) -> None:
+    """The parent leaves the store while its child writes, which takes the log away; and a reader is under way."""
+    store = FeedbackStore(place)
+    store.record_many({"prompt": f"q{n}", "completion": "a", "thumbs": True, "time": n} for n in range(1500))
+    reader = store.records()
+    assert next(reader).prompt == "q0"
+    (told, tell), (left, leave) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            store.record("child first", "a", thumbs=True)
+            os.write(tell, b"x")
+            os.read(left, 1)
+            for number in range(20):
+                store.record(f"child {number}", "a", thumbs=True)
+            assert sum(1 for _ in reader) == 1499
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.read(told, 1)
+    assert len(store) == 1501
+    store.close()
+    with FeedbackStore(place) as other:
+        assert len(other) == 1501
+    os.write(leave, b"x")
+    assert os.waitpid(child, 0)[1] == 0
+    assert sum(1 for _ in reader) == 1499
+    assert store.verify() == 1521
+    store.close()
+    for end in (told, tell, left, leave):
+        os.close(end)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_process_that_is_forked_while_a_thread_writes_can_write(tmp_path: Path) -> None:
+    store = FeedbackStore(tmp_path / "f.db", timeout=2, durability="normal")
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            store.record("thread", "a", thumbs=True)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    codes = []
+    for _ in range(12):
+        child = os.fork()
+        if child == 0:
+            try:
+                store.record("child", "a", thumbs=True)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        codes.append(os.waitpid(child, 0)[1])
+    done.set()
+    thread.join()
+    assert codes == [0] * 12
+    assert sum(record.prompt == "child" for record in store.records()) == 12
+    store.verify()
+    store.close()
+
+
+def test_a_fork_past_python_is_refused(tmp_path: Path) -> None:
+    """A server in C may fork without telling Python; then the connection cannot be closed in time."""
+    script = """
+import ctypes, os, sys
+from tunekit.errors import ArtifactError
+from tunekit.feedback import FeedbackStore
+store = FeedbackStore(sys.argv[1])
+child = ctypes.PyDLL(None).fork()
+if child == 0:
+    try:
+        store.record("q", "a", thumbs=True)
+    except ArtifactError as error:
+        os._exit(7 if error.code == "forked-store" else 1)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+store.record("q", "a", thumbs=True)
+assert store.verify() == 1
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "f.db")], check=True, timeout=60)
+
+
 def test_a_user_is_forgotten(place: str) -> None:
     with FeedbackStore(place) as store:
         store.record("q", "a unicorn for them", thumbs=True, user_hash="gone", time=1)

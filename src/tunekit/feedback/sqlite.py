@@ -8,6 +8,8 @@ import random
 import sqlite3
 import threading
 import time
+import weakref
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -41,7 +43,7 @@ CREATE TABLE records (
     checksum TEXT NOT NULL
 ) STRICT;
 CREATE INDEX records_user ON records (user_hash);
-CREATE INDEX records_time ON records (micros);
+CREATE INDEX records_time ON records (micros, id);
 """
 _COLUMNS = "id, micros, prompt_key, user_hash, model_hash, source, body, checksum"
 
@@ -58,17 +60,50 @@ def is_store_file(path: Path) -> bool:
     return head.startswith(_HEADER) and head[_APPLICATION_AT:] == APPLICATION.to_bytes(4, "big")
 
 
-class _Open:
-    """The connection of one process. A connection must not be used, nor closed, in a process that was forked."""
+class _Forks:
+    """Closes the connections of this process before it forks.
+
+    SQLite keeps account, once a process, of which locks on a file the process holds. A child inherits the account but
+    not the locks: it would write without any, and others would take away the log under it. So nothing of SQLite may be
+    open across a fork (https://sqlite.org/howtocorrupt.html, section 2.6), not even for a connection that the child
+    makes anew.
+    """
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.lock = threading.RLock()
-        self.connection: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
+        self._known: weakref.WeakSet[SqliteBackend] = weakref.WeakSet()
+        self._held: list[SqliteBackend] = []
+        self._registered = False
+
+    def add(self, backend: SqliteBackend) -> None:
+        """From now on no connection of ``backend`` outlives a fork."""
+        with self._lock:
+            self._known.add(backend)
+            if not self._registered and hasattr(os, "register_at_fork"):
+                os.register_at_fork(before=self._before, after_in_parent=self._in_parent, after_in_child=self._in_child)
+                self._registered = True
+
+    def _before(self) -> None:
+        self._lock.acquire()
+        self._held = list(self._known)
+        for backend in self._held:
+            backend.hold()
+
+    def _in_parent(self) -> None:
+        held, self._held = self._held, []
+        for backend in held:
+            backend.release()
+        self._lock.release()
+
+    def _in_child(self) -> None:
+        # Of a fork that did not go through Python nothing is held, and nothing was closed: see SqliteBackend._run.
+        held, self._held = self._held, []
+        self._lock = threading.Lock()
+        for backend in held:
+            backend.renew()
 
 
-_LEFT: list[_Open] = []
-"""Connections of the process that this one was forked from; kept, since to close them is to use them."""
+_FORKS = _Forks()
 
 
 class SqliteBackend:
@@ -92,13 +127,16 @@ class SqliteBackend:
         self.path = path
         self.timeout = timeout
         self.durability = durability
-        self._open = _Open()
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._pid = os.getpid()
         if not create and not path.is_file():
             raise ArtifactError(f"There is no feedback store {path}.", code="missing-store", fix="check the path")
         if not path.parent.is_dir():
             raise ArtifactError(
                 f"There is no folder {path.parent} for the feedback store.", code="missing-folder", fix="make it first"
             )
+        _FORKS.add(self)
         self._run(lambda connection: None)
 
     @property
@@ -129,19 +167,29 @@ class SqliteBackend:
         self._run(work)
 
     def read(self, where: Where) -> Iterator[Entry]:
-        """The entries as of now, oldest first; what is written meanwhile is not among them."""
+        """The entries as of now, oldest first. What is written meanwhile is not among them, nor what is erased."""
         condition, values = where.sql("?")
-        # A connection of its own: a reader that is not finished yet must not hold up writers of this process.
-        with contextlib.closing(self._connected()) as connection:
-            with self._errors("reading"):
-                found = connection.execute(f"SELECT {_COLUMNS} FROM records {condition} ORDER BY micros, id", values)
-            while True:
-                with self._errors("reading"):
-                    rows = found.fetchmany(_PAGE)
-                if not rows:
-                    return
-                for row in rows:
-                    yield Entry(*row)
+
+        def numbers(connection: sqlite3.Connection) -> array[int]:
+            found = connection.execute(f"SELECT seq FROM records {condition} ORDER BY micros, id", values)
+            return array("q", (row[0] for row in found))
+
+        # By numbers, and no cursor left open between the pages: a reader that is not finished yet must neither hold up
+        # writers nor be carried over a fork.
+        wanted = self._run(numbers)
+        for at in range(0, len(wanted), _PAGE):
+            yield from self._page(wanted[at : at + _PAGE])
+
+    def _page(self, wanted: array[int]) -> list[Entry]:
+        marks = ", ".join("?" * len(wanted))
+
+        def work(connection: sqlite3.Connection) -> list[Entry]:
+            found = connection.execute(
+                f"SELECT {_COLUMNS} FROM records WHERE seq IN ({marks}) ORDER BY micros, id", list(wanted)
+            )
+            return [Entry(*row) for row in found]
+
+        return self._run(work)
 
     def count(self, where: Where) -> int:
         """Number of entries."""
@@ -177,32 +225,49 @@ class SqliteBackend:
 
     def close(self) -> None:
         """Close the connection of this process. The next call opens one again."""
-        state = self._state()
-        with state.lock:
-            if state.connection is not None:
-                state.connection.close()
-                state.connection = None
+        with self._lock:
+            if self._pid == os.getpid():
+                self._close()
+
+    # Over a fork.
+
+    def hold(self) -> None:
+        """Wait until no thread is at work, let none begin, and leave nothing open."""
+        self._lock.acquire()
+        with contextlib.suppress(sqlite3.Error):
+            if self._pid == os.getpid():
+                self._close()
+
+    def release(self) -> None:
+        """Go on, in the process that has forked."""
+        self._lock.release()
+
+    def renew(self) -> None:
+        """Go on, in the process that was forked, after :meth:`hold`."""
+        self._lock = threading.RLock()
+        if self._connection is None:
+            self._pid = os.getpid()
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     # One connection a process, and patience.
 
-    def _state(self) -> _Open:
-        if self._open.pid != os.getpid():
-            _LEFT.append(self._open)
-            self._open = _Open()
-        return self._open
-
     def _run(self, work: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
         """Do some work, again while others hold the file."""
-        state = self._state()
         until = time.monotonic() + self.timeout
         pause = 0.001
         while True:
             try:
-                with state.lock:
-                    if state.connection is None:
-                        state.connection = self._connected()
+                with self._lock:
+                    if self._pid != os.getpid():
+                        self._adopt()
+                    if self._connection is None:
+                        self._connection = self._connect()
                     with self._errors("writing"):
-                        return work(state.connection)
+                        return work(self._connection)
             except _Busy:
                 if time.monotonic() > until:
                     raise busy(self.name, self.timeout) from None
@@ -210,15 +275,15 @@ class SqliteBackend:
             time.sleep(pause * random.random())
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _connected(self) -> sqlite3.Connection:
-        until = time.monotonic() + self.timeout
-        while True:
-            try:
-                return self._connect()
-            except _Busy:
-                if time.monotonic() > until:
-                    raise busy(self.name, self.timeout) from None
-                time.sleep(0.02 * random.random())
+    def _adopt(self) -> None:
+        if self._connection is not None:
+            raise ArtifactError(
+                f"The feedback store {self.name} was open while this process was forked past Python.",
+                code="forked-store",
+                found="a connection of the parent process; to write through it, or beside it, would lose records",
+                fix="close() the store before the server forks, or open it in the workers (uWSGI: lazy-apps = true)",
+            )
+        self._pid = os.getpid()
 
     def _connect(self) -> sqlite3.Connection:
         with self._errors("opening"):
