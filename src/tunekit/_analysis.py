@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tunekit._option_errors import option_findings
@@ -185,7 +186,7 @@ def validated(
     try:
         options, findings = option_findings(model, values, step=step, what=what, also=also)
         if options is None:
-            analysis.findings.extend(findings)
+            analysis.findings.extend(_with_owners(analysis, entry, finding) for finding in findings)
             return None, None
         if hasattr(options, "resolve"):
             options = options.resolve(adapter=adapter)
@@ -202,3 +203,27 @@ def validated(
             error=repr(error),
         )
     return None, None
+
+
+def _with_owners(analysis: Analysis, entry: Entry, finding: Finding) -> Finding:
+    """Where an option is unknown, but one of other components of the stage: name them."""
+    if finding.code != "unknown-option" or not entry.component.stage:
+        return finding
+    name, owners = finding.details["option"], []
+    for other in analysis.session.registry.components(entry.component.kind):
+        if other.component.stage != entry.component.stage or other.component == entry.component:
+            continue
+        # A plugin that cannot be loaded is told about where it is used.
+        with contextlib.suppress(TunekitError):
+            model = analysis.session.options_model(other.component)
+            if model is not None and name in model.model_fields:
+                owners.append(other.component.name)
+    if not owners:
+        return finding
+    return replace(
+        finding,
+        message=f"{entry.component.name} has no option {name!r}; {' and '.join(owners)} "
+        f"{'has' if len(owners) == 1 else 'have'} it.",
+        fix=f"take {' or '.join(owners)}, or leave {name} out",
+        details={**finding.details, "suggestions": [], "components": owners},
+    )

@@ -50,7 +50,7 @@ class IterativeDpoTrainer:
         model = ctx.adapter.attach(loaded.model, seed=ctx.seed) if ctx.adapter else loaded.model
         tell_dropout(ctx, model)
         with borrowed(model, tokenizer), dropout_off(model):
-            before = hf.start_samples(ctx, model, tokenizer)
+            before = hf.start_samples(ctx, model, tokenizer, strict=True)
             work = _Round(model, tokenizer, prompts, first=ctx)
             rounds = hf.Rounds(
                 ctx,

@@ -305,11 +305,12 @@ class Rounds:
         self._tidy([*done, record])
 
     def _tidy(self, done: Sequence[Mapping[str, Any]]) -> None:
-        """Weights of the last kept round stay, and no checkpoint of a finished one."""
+        """Weights of the last kept round stay, and no checkpoint and no other folder of a finished one."""
         last = max((int(one["round"]) for one in done if one["kept"]), default=0)
         for one in done:
             folder = self.folder / str(one["round"])
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            for inner in folder.glob("*/"):
+                shutil.rmtree(inner, ignore_errors=True)
             if one["round"] != last:
                 (folder / _WEIGHTS).unlink(missing_ok=True)
 
