@@ -135,6 +135,11 @@ def test_a_record_that_is_sent_again_is_written_once(place: str) -> None:
             assert store.record("q", "a", thumbs=True, id="one", time=5.0) == "one"
         with pytest.raises(DataError, match="another record with the id 'one'"):
             store.record("q", "a", thumbs=False, id="one", time=5.0)
+        for name in ("user_hash", "model_hash", "source"):
+            with pytest.raises(DataError) as caught:
+                store.record("q", "a", thumbs=True, id="one", **{name: "other"})  # type: ignore[arg-type]
+            assert caught.value.details == {"id": "one", "fields": [name]}
+        assert store.record("q", "a", thumbs=True, id="one", time=6.0) == "one"
         with pytest.raises(DataError, match=r"Record 2: .*says nothing"):
             store.record_many([{"prompt": "q", "completion": "b", "thumbs": True}, {"prompt": "q", "completion": "c"}])
         assert len(store) == 1, "all or none"
@@ -261,6 +266,10 @@ def test_a_user_is_forgotten(place: str) -> None:
         assert [record.completion for record in store.records()] == ["b"]
         with pytest.raises(OptionsError):
             store.forget()
+        store.record("q", "c", thumbs=True, id="c")
+        with pytest.raises(OptionsError, match="pass a list"):
+            store.forget(ids="abc")
+        assert store.forget(ids=["c"]) == 1
         with pytest.raises(OptionsError, match="every unknown user"):
             store.forget(user_hash="")
     if "://" not in place:

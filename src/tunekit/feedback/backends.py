@@ -9,7 +9,11 @@ from typing import Any, Protocol
 from tunekit.errors import ArtifactError, DataError
 from tunekit.feedback.records import Entry
 
-__all__ = ["Backend", "Where", "busy", "conflict"]
+__all__ = ["SAME", "Backend", "Where", "busy", "check_same"]
+
+
+SAME = ("user_hash", "model_hash", "source", "body")
+"""What two entries with one id must have in common. The time may differ: a record that is sent again was made again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,8 @@ class Backend(Protocol):
         ...
 
     def insert(self, entries: Sequence[Entry]) -> None:
-        """All or none; safe on the disk when it returns. Entries that are there already stay."""
+        """All or none; safe on the disk when it returns. Entries that are there already stay; another one with the id
+        of one that is there is refused."""
         ...
 
     def read(self, where: Where) -> Iterator[Entry]:
@@ -88,11 +93,18 @@ def busy(name: str, timeout: float) -> ArtifactError:
     )
 
 
-def conflict(id: str) -> DataError:
-    """The error for an id that another record has."""
-    return DataError(
-        f"The feedback store has another record with the id {id!r}.",
-        code="feedback-id-taken",
-        fix="send the same record again, or give a new one an id of its own",
-        details={"id": id},
-    )
+def check_same(entry: Entry, held: Sequence[str]) -> None:
+    """Compare an entry with :data:`SAME` of the one that has its id.
+
+    Raises:
+        DataError: if they are two.
+    """
+    other = [name for name, value in zip(SAME, held, strict=True) if value != getattr(entry, name)]
+    if other:
+        raise DataError(
+            f"The feedback store has another record with the id {entry.id!r}.",
+            code="feedback-id-taken",
+            found=f"other: {', '.join('what it says' if name == 'body' else name for name in other)}",
+            fix="send the same record again, or give a new one an id of its own",
+            details={"id": entry.id, "fields": other},
+        )

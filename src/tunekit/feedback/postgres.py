@@ -6,11 +6,12 @@ import contextlib
 import importlib
 import os
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from tunekit.errors import ArtifactError, MissingDependencyError, OptionsError
-from tunekit.feedback.backends import Where, conflict
+from tunekit.feedback.backends import SAME, Where, check_same
 from tunekit.feedback.records import Entry
 
 __all__ = ["INSTALL", "PostgresBackend"]
@@ -91,7 +92,7 @@ class PostgresBackend:
         add = self._sql.text(
             f"INSERT INTO {_TABLE} ({', '.join(_COLUMNS)}) VALUES ({marks}) ON CONFLICT (id) DO NOTHING RETURNING id"
         )
-        look = self._sql.text(f"SELECT body FROM {_TABLE} WHERE id = :id")
+        look = self._sql.text(f"SELECT {', '.join(SAME)} FROM {_TABLE} WHERE id = :id")
 
         def work(connection: Any) -> None:
             # In one order, so that two writers of the same ids do not wait for each other for ever.
@@ -99,23 +100,31 @@ class PostgresBackend:
                 values = dict(zip(_COLUMNS, entry.row(), strict=True))
                 if connection.execute(add, values).first() is None:
                     held = connection.execute(look, {"id": entry.id}).first()
-                    if held is not None and held[0] != entry.body:
-                        raise conflict(entry.id)
+                    if held is not None:
+                        check_same(entry, held)
 
         self._run(work, "writing")
 
     def read(self, where: Where) -> Iterator[Entry]:
-        """The entries as of now, oldest first."""
-        query = f"SELECT {', '.join(_COLUMNS)} FROM {_TABLE} "
-        statement, values = self._statement(query, where, ' ORDER BY micros, id COLLATE "C"')
-        try:
-            with self._errors("reading"), self._current().connect() as connection:
-                # A cursor on the server: the rows may be more than fit into memory.
-                found = connection.execution_options(stream_results=True, yield_per=_PAGE).execute(statement, values)
-                for row in found:
-                    yield Entry(*row)
-        except _Again as again:
-            raise self._error(again.error, "reading") from again.error
+        """The entries as of now, oldest first. What is written meanwhile is not among them, nor what is erased."""
+        order = ' ORDER BY micros, id COLLATE "C"'
+        statement, values = self._statement(f"SELECT seq FROM {_TABLE} ", where, order)
+        # By numbers, and no cursor left open between the pages: none is carried over a fork, and the rows may be more
+        # than fit into memory.
+        wanted = self._run(
+            lambda connection: array("q", (row[0] for row in connection.execute(statement, values))), "reading"
+        )
+        listed = self._sql.bindparam("wanted", expanding=True)
+        page = self._sql.text(
+            f"SELECT {', '.join(_COLUMNS)} FROM {_TABLE} WHERE seq IN :wanted {order}"
+        ).bindparams(listed)  # fmt: skip
+
+        def work(connection: Any) -> list[Entry]:
+            return [Entry(*row) for row in connection.execute(page, {"wanted": part})]
+
+        for at in range(0, len(wanted), _PAGE):
+            part = list(wanted[at : at + _PAGE])
+            yield from self._run(work, "reading")
 
     def count(self, where: Where) -> int:
         """Number of entries."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tunekit.errors import ArtifactError, OptionsError
-from tunekit.feedback.backends import Where, busy, conflict
+from tunekit.feedback.backends import SAME, Where, busy, check_same
 from tunekit.feedback.records import Entry
 from tunekit.storage import disk_errors, free_space
 
@@ -160,9 +160,10 @@ class SqliteBackend:
                         f"INSERT INTO records ({_COLUMNS}) VALUES ({places}) ON CONFLICT (id) DO NOTHING", entry.row()
                     )
                     if done.rowcount == 0:
-                        (body,) = connection.execute("SELECT body FROM records WHERE id = ?", (entry.id,)).fetchone()
-                        if body != entry.body:
-                            raise conflict(entry.id)
+                        held = connection.execute(
+                            f"SELECT {', '.join(SAME)} FROM records WHERE id = ?", (entry.id,)
+                        ).fetchone()
+                        check_same(entry, held)
 
         self._run(work)
 

@@ -229,7 +229,7 @@ class FeedbackStore(Judgements):
         yours to clean.
 
         Raises:
-            OptionsError: without any condition.
+            OptionsError: without any condition, or if ``ids`` is one text and no list of ids.
         """
         if user_hash is None and ids is None and before is None:
             raise OptionsError(
@@ -237,6 +237,8 @@ class FeedbackStore(Judgements):
                 code="forget",
                 fix="pass user_hash=, ids= or before=; an empty store is a new file",
             )
+        if isinstance(ids, str):
+            raise OptionsError(f"ids is {ids!r:.60}, one text.", code="forget", fix="pass a list: ids=[...]")
         if user_hash == "":
             raise OptionsError("An empty user_hash stands for every unknown user.", code="forget", fix="pass ids=")
         listed = None if ids is None else tuple(ids)
