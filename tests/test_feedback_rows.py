@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tunekit import Pipeline
-from tunekit.data import load_dataset
+from tunekit.data import load_dataset, split
 from tunekit.errors import DataError, OptionsError
-from tunekit.feedback import FeedbackStore
+from tunekit.feedback import FeedbackStore, redact_pii
 
 
 @pytest.fixture
@@ -99,6 +99,51 @@ def conversation(*texts: str) -> list[dict[str, str]]:
     return [{"role": "assistant" if n % 2 else "user", "content": text} for n, text in enumerate(texts)]
 
 
+def test_what_redaction_leaves_nothing_of_is_counted_and_stops_no_export(store: FeedbackStore, tmp_path: Path) -> None:
+    def add(store: FeedbackStore) -> None:
+        store.record("mail?", "ann@example.org", edit="bob@example.org", time=1)
+        store.record("mail?", "cy@example.org", chosen_over=["dan@example.org", "none"], time=2)
+        store.record("empty", "1", thumbs=True, time=3)
+        store.record("fine", "x", edit="y", time=4)
+
+    def redact(text: str) -> str:
+        return "" if text == "1" else redact_pii(text)
+
+    with FeedbackStore(tmp_path / "redacted.db", redact=redact) as other:
+        add(store)
+        add(other)
+        for found in (store.preferences(redact=redact), other.preferences()):
+            assert [(row["chosen"], row["rejected"]) for row in found] == [("<EMAIL>", "none"), ("y", "x")]
+            assert found.report.left_out == {"redacted": 2}
+        for found in (store.labelled(redact=redact), other.labelled()):
+            assert {row["completion"]: row["label"] for row in found} == {"x": False, "y": True}
+            assert found.report.left_out == {"redacted": 3}
+        assert len(other.prompts()) == 3
+
+
+@pytest.mark.parametrize("by", ["prompt", "user", "time"])
+def test_a_prompt_and_its_continuation_are_on_one_side_of_a_split(store: FeedbackStore, by: str) -> None:
+    """Also where the turn between was not judged, and with and without a system message, and when redacted."""
+    system = {"role": "system", "content": "Be nice."}
+    for n in range(40):
+        start = conversation(f"q{n}")
+        longer = conversation(f"q{n}", "not judged", "more", "ok", "again")
+        for number, prompt in enumerate((start, longer, [system, *start], [system, *longer])):
+            store.record(
+                prompt, "x", thumbs=n % 2 == 0, user_hash=f"u{(n + (number == n % 9)) % 20}", time=n + 9 * number
+            )
+    train, held, _ = store.split(0.3, by=by, seed=1)
+
+    def first(view: Any) -> set[str]:
+        return {next(m["content"] for m in record.prompt if m["role"] == "user") for record in view.records()}
+
+    assert first(train) and first(held) and not first(train) & first(held)
+    groups = store.labelled(redact=lambda text: text.replace("q", "r")).as_dataset(("feedback",))
+    sides = [{row["prompt"][-1]["content"] if len(row["prompt"]) < 3 else "" for row in side} - {""}
+             for side in split(groups, 0.3, seed=1)]  # fmt: skip
+    assert not sides[0] & sides[1] and all(sides)
+
+
 @pytest.mark.parametrize("by", ["prompt", "user", "time"])
 def test_the_sides_of_a_split_share_no_prompt_and_no_conversation(store: FeedbackStore, by: str) -> None:
     store.record_many(
@@ -123,8 +168,6 @@ def test_the_sides_of_a_split_share_no_prompt_and_no_conversation(store: Feedbac
 
 
 def test_pairs_of_one_prompt_stay_on_one_side_of_a_validation_split(store: FeedbackStore) -> None:
-    from tunekit.data import split
-
     for number in range(40):
         store.record(f"q{number}", "a", chosen_over=["b", "c", "d"])
     train, held = split(store.as_dataset(("preference",)), 0.2, seed=3)

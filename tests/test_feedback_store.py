@@ -360,6 +360,15 @@ def test_what_is_redacted_never_reaches_the_file(tmp_path: Path) -> None:
         )
         (record,) = store.records()
     assert record.prompt == [{"role": "user", "content": "mail <EMAIL>"}] and record.meta == {"card": "<CARD>"}
+    with FeedbackStore(tmp_path / "copy.db", redact=redact_pii) as copy:
+        with FeedbackStore(tmp_path / "raw.db") as raw:
+            raw.record(
+                "mail ann@example.org", "a", thumbs=True, id="x", time=1, user_hash="u", meta={"ip": "192.168.7.9"}
+            )
+            assert copy.add(raw.records()) == 1
+        (copied,) = copy.records()
+    assert (copied.prompt, copied.meta, copied.id) == ("mail <EMAIL>", {"ip": "<IP>"}, "x")
+    (tmp_path / "raw.db").unlink()
     held = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     for secret in (b"ann@", b"1234567", b"192.168", b"4111 1111"):
         assert secret not in held

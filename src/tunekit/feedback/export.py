@@ -33,7 +33,8 @@ class ExportReport:
     rows: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     """Reason -> answers or pairs: ``conflict`` (no majority, or less agreement than asked for), ``few-votes``,
-    ``cycle`` (a over b over c over a), ``cap`` (pairs of a prompt beyond the most), ``near-duplicate``."""
+    ``cycle`` (a over b over c over a), ``cap`` (pairs of a prompt beyond the most), ``near-duplicate``, ``redacted``
+    (nothing is left of a text, or of the difference between an answer and what was made of it or chosen over)."""
     examples: dict[str, list[str]] = field(default_factory=dict)
     """Reason -> some record ids."""
 
@@ -59,6 +60,7 @@ _REASONS = {
     "cycle": "preferences in a circle",
     "few-votes": "too few votes",
     "near-duplicate": "nearly the words of an earlier row",
+    "redacted": "empty or equal once redacted",
 }
 
 

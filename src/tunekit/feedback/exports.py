@@ -13,10 +13,11 @@ from itertools import combinations
 from typing import Any
 
 from tunekit.data.messages import as_messages
+from tunekit.data.rows import RowProblem
 from tunekit.data.schemas import MOST_PAIRS, validate_row
 from tunekit.errors import DataError, OptionsError
 from tunekit.feedback.export import Export, ExportReport
-from tunekit.feedback.records import Record, Text, make_record, text_key
+from tunekit.feedback.records import Record, Text, redacted, text_key
 from tunekit.feedback.splits import components
 
 __all__ = ["Rules", "demonstrations", "labelled", "preferences", "prompts", "rated"]
@@ -77,20 +78,20 @@ class Asked:
 
     def choose(self, better: str, worse: str, voter: str, record: str) -> None:
         """A voter's choice between two answers; a later one replaces it."""
-        if better != worse:
-            first, second = sorted((better, worse))
-            self.choices.setdefault((first, second), {})[voter] = (better, record)
+        first, second = sorted((better, worse))
+        self.choices.setdefault((first, second), {})[voter] = (better, record)
 
 
-def collected(records: Iterable[Record], report: ExportReport, redact: Callable[[str], str] | None) -> list[Asked]:
+def _shown(records: Sequence[Record], redact: Callable[[str], str] | None) -> Sequence[Record]:
+    return records if redact is None else [redacted(record, redact) for record in records]
+
+
+def collected(records: Iterable[Record], report: ExportReport) -> list[Asked]:
     """Prompts in the order of their first record, with what all records say about their answers."""
     found: dict[str, Asked] = {}
     seen: set[tuple[str, str, str]] = set()
     for record in sorted(records, key=lambda record: (record.time, record.id)):
         report.records += 1
-        if redact is not None:
-            fields = {name: getattr(record, name) for name in _FIELDS}
-            record = make_record(**fields, redact=redact)
         key = record.prompt_key
         asked = found.get(key)
         if asked is None:
@@ -99,15 +100,11 @@ def collected(records: Iterable[Record], report: ExportReport, redact: Callable[
         if (key, answer.key, record.voter) in seen:
             report.merged += 1
         seen.add((key, answer.key, record.voter))
-        _note(asked, answer, record)
+        _note(asked, answer, record, report)
     return list(found.values())
 
 
-_FIELDS = ("prompt", "completion", "thumbs", "rating", "scale", "edit", "chosen_over", "tools", "user_hash",
-           "model_hash", "source", "meta", "time", "id")  # fmt: skip
-
-
-def _note(asked: Asked, answer: Answer, record: Record) -> None:
+def _note(asked: Asked, answer: Answer, record: Record, report: ExportReport) -> None:
     voter = record.voter
     fraction = record.fraction()
     if fraction is not None and record.rating is not None and record.scale is not None:
@@ -116,15 +113,21 @@ def _note(asked: Asked, answer: Answer, record: Record) -> None:
             answer.votes.pop(voter, None)  # what counts is the last word
     if record.thumbs is not None:
         answer.votes[voter] = record.thumbs
-    if record.edit is not None:
-        edited = asked.answer(record.edit, record)
+    edited = None if record.edit is None else asked.answer(record.edit, record)
+    if edited is answer:
+        report.out("redacted", record.id)
+    elif edited is not None:
         asked.edits.setdefault(edited.key, record.id)
         asked.choose(edited.key, answer.key, voter, record.id)
         edited.votes[voter] = True
         if record.thumbs is None and record.rating is None:
             answer.votes[voter] = False
-    for other in record.chosen_over:
-        asked.choose(answer.key, asked.answer(other, record).key, voter, record.id)
+    for text in record.chosen_over:
+        other = asked.answer(text, record)
+        if other is answer:
+            report.out("redacted", record.id)
+        else:
+            asked.choose(answer.key, other.key, voter, record.id)
 
 
 @dataclass(frozen=True)
@@ -202,9 +205,10 @@ def labelled(
     redact: Callable[[str], str] | None = None,
 ) -> Export:
     """Rows ``{prompt, completion, label}``: see :meth:`tunekit.feedback.Judgements.labelled`."""
+    records = _shown(records, redact)
     report = ExportReport("feedback")
     made = []
-    for asked in collected(records, report, redact):
+    for asked in collected(records, report):
         compared = _compared(asked) if comparisons else {}
         for answer in asked.answers.values():
             opinions = compared.get(answer.key, {}) | answer.opinions(rules.rating_split)
@@ -214,8 +218,9 @@ def labelled(
             if label is None:
                 report.out(why, answer.record)
                 continue
-            row = _row(asked, {"completion": answer.text}, "prompt_completion") | {"label": label}
-            made.append((answer.time, answer.record, asked.key, row))
+            row = _row(asked, {"completion": answer.text}, "prompt_completion", report, answer.record)
+            if row is not None:
+                made.append((answer.time, answer.record, asked.key, row | {"label": label}))
     return _finished(name, "feedback", made, records, report, dedupe)
 
 
@@ -231,11 +236,16 @@ def _compared(asked: Asked) -> dict[str, dict[str, bool]]:
     }
 
 
-def _row(asked: Asked, answers: Mapping[str, Text], schema: str) -> Row:
+def _row(asked: Asked, answers: Mapping[str, Text], schema: str, report: ExportReport, record: str) -> Row | None:
+    """A checked row; None, counted, if redaction left nothing of a text."""
     row: Row = {"prompt": asked.prompt, **answers}
     if not all(isinstance(value, str) for value in row.values()):
         row = {key: as_messages(value, "user" if key == "prompt" else "assistant") for key, value in row.items()}
-    return validate_row(_with_tools(asked, copy.deepcopy(row)), schema)
+    try:
+        return validate_row(_with_tools(asked, copy.deepcopy(row)), schema)
+    except RowProblem:
+        report.out("redacted", record)
+        return None
 
 
 def preferences(
@@ -252,9 +262,10 @@ def preferences(
     """Rows ``{prompt, chosen, rejected}``: see :meth:`tunekit.feedback.Judgements.preferences`."""
     if max_pairs is not None and (isinstance(max_pairs, bool) or not isinstance(max_pairs, int) or max_pairs < 1):
         raise _wrong("max_pairs", max_pairs, "a whole number from 1, or None")
+    records = _shown(records, redact)
     report = ExportReport("preference")
     made = []
-    for asked in collected(records, report, redact):
+    for asked in collected(records, report):
         pairs = _decided(asked, rules, derived, report)
         pairs = _without_circles(pairs, report)
         pairs.sort(key=lambda pair: (not pair.direct, -pair.votes, -pair.gap, pair.time))
@@ -264,7 +275,9 @@ def preferences(
             pairs = pairs[:max_pairs]
         for pair in pairs:
             chosen, rejected = asked.answers[pair.better], asked.answers[pair.worse]
-            row = _row(asked, {"chosen": chosen.text, "rejected": rejected.text}, "preference")
+            row = _row(asked, {"chosen": chosen.text, "rejected": rejected.text}, "preference", report, pair.record)
+            if row is None:
+                continue
             high, low = chosen.mean(), rejected.mean()
             if margins and high is not None and low is not None and high > low:
                 row["margin"] = round(high - low, 6)
@@ -379,8 +392,9 @@ def rated(
     redact: Callable[[str], str] | None = None,
 ) -> Export:
     """Rows ``{prompt, completion, score}``: see :meth:`tunekit.feedback.Judgements.rated`."""
+    records = _shown(records, redact)
     report = ExportReport("rated")
-    gathered = collected(records, report, redact)
+    gathered = collected(records, report)
     scales = {entry[2] for asked in gathered for answer in asked.answers.values() for entry in answer.ratings.values()}
     if scale is None:
         if len(scales) > 1:
@@ -408,8 +422,9 @@ def rated(
                 report.out("conflict", answer.record)
                 continue
             score = low + (high - low) * sum(ratings) / len(ratings)
-            row = _row(asked, {"completion": answer.text}, "prompt_completion") | {"score": round(score, 9)}
-            made.append((answer.time, answer.record, asked.key, row))
+            row = _row(asked, {"completion": answer.text}, "prompt_completion", report, answer.record)
+            if row is not None:
+                made.append((answer.time, answer.record, asked.key, row | {"score": round(score, 9)}))
     return _finished(name, "rated", made, records, report, dedupe)
 
 
@@ -430,9 +445,10 @@ def demonstrations(
     redact: Callable[[str], str] | None = None,
 ) -> Export:
     """Rows ``{prompt, completion}``: see :meth:`tunekit.feedback.Judgements.demonstrations`."""
+    records = _shown(records, redact)
     report = ExportReport("prompt_completion")
     made = []
-    for asked in collected(records, report, redact):
+    for asked in collected(records, report):
         good: list[Answer] = []
         better: list[Answer] = []
         for answer in asked.answers.values():
@@ -445,8 +461,9 @@ def demonstrations(
             elif label:
                 (better if answer.key in asked.edits else good).append(answer)
         for answer in better or good:  # what users wrote themselves is what they want
-            row = _row(asked, {"completion": answer.text}, "prompt_completion")
-            made.append((answer.time, answer.record, asked.key, row))
+            row = _row(asked, {"completion": answer.text}, "prompt_completion", report, answer.record)
+            if row is not None:
+                made.append((answer.time, answer.record, asked.key, row))
     return _finished(name, "prompt_completion", made, records, report, dedupe)
 
 
@@ -454,8 +471,11 @@ def prompts(
     name: str, records: Sequence[Record], *, dedupe: str = "exact", redact: Callable[[str], str] | None = None
 ) -> Export:
     """Rows ``{prompt}``, each prompt once: see :meth:`tunekit.feedback.Judgements.prompts`."""
+    records = _shown(records, redact)
     report = ExportReport("prompt")
     made: list[tuple[float, str, str, Row]] = []
-    for asked in collected(records, report, redact):
-        made.append((asked.time, asked.record, asked.key, _with_tools(asked, {"prompt": copy.deepcopy(asked.prompt)})))
+    for asked in collected(records, report):
+        row = _row(asked, {}, "prompt", report, asked.record)
+        if row is not None:
+            made.append((asked.time, asked.record, asked.key, row))
     return _finished(name, "prompt", made, records, report, dedupe)

@@ -10,7 +10,7 @@ import math
 import time as clock
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tunekit.data.messages import as_messages
@@ -25,13 +25,13 @@ __all__ = [
     "Record",
     "Text",
     "as_micros",
-    "exchange_key",
     "hash_user",
     "is_whole",
     "make_entry",
     "make_record",
     "message_keys",
     "read_record",
+    "redacted",
     "text_key",
 ]
 
@@ -184,11 +184,6 @@ def text_key(value: Text, role: str, tools: Any = None) -> str:
     return key
 
 
-def exchange_key(prompt: Text, completion: Text) -> str:
-    """Hash of a prompt with an answer, comparable with :func:`message_keys` of a conversation that goes on from it."""
-    return text_key([*as_messages(prompt), *as_messages(completion, "assistant")], "user")
-
-
 # In.
 
 
@@ -265,13 +260,6 @@ def _made(
         _named(f"chosen_over[{number}]", "rejected", {"prompt": asked, "chosen": answered, "rejected": other})
         for number, other in enumerate(others)
     ]
-    described = main.get("tools")
-    if redact is not None:
-        asked, answered, edited = (
-            None if value is None else _redacted(value, redact) for value in (asked, answered, edited)
-        )
-        beaten = [_redacted(other, redact) for other in beaten]
-        meta = _redacted_values(meta, redact) if meta else meta
     made = Record(
         id=_label(id, "id") or uuid.uuid4().hex,
         time=_seconds(time),
@@ -282,7 +270,7 @@ def _made(
         scale=None if rating is None else _scale(scale),
         edit=edited,
         chosen_over=tuple(beaten),
-        tools=described,
+        tools=main.get("tools"),
         user_hash=_user(user_hash),
         model_hash=_label(model_hash, "model_hash"),
         source=_label(source, "source"),
@@ -294,7 +282,24 @@ def _made(
     for number, other in enumerate(beaten):
         if text_key(other, "assistant") == judged:
             raise RowProblem(f"chosen_over[{number}]", "equals the chosen answer")
-    return made
+    # What is equal only now was not the user's mistake; exports leave it out and count it.
+    return made if redact is None else redacted(made, redact)
+
+
+def redacted(record: Record, redact: Redact) -> Record:
+    """The record with ``redact`` applied to the texts of its prompt, answers and tool calls, and in ``meta``.
+
+    Raises:
+        OptionsError: if ``redact`` gives something else than text.
+    """
+    return replace(
+        record,
+        prompt=_redacted(record.prompt, redact),
+        completion=_redacted(record.completion, redact),
+        edit=None if record.edit is None else _redacted(record.edit, redact),
+        chosen_over=tuple(_redacted(other, redact) for other in record.chosen_over),
+        meta=_redacted_values(record.meta, redact),
+    )
 
 
 def _others(chosen_over: Any) -> list[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tunekit.errors import DataError, OptionsError
-from tunekit.feedback.records import Record, exchange_key, message_keys
+from tunekit.feedback.records import Record, Text, message_keys
 
 __all__ = ["SplitReport", "components", "split_records"]
 
@@ -60,31 +60,28 @@ class _Union:
 def components(records: Sequence[Record]) -> dict[str, str]:
     """Prompt key -> a key that prompts which belong together have in common.
 
-    A conversation that goes on from an exchange which was judged belongs with it: its prompt holds the other's answer.
-    The same messages with and without tools belong together as well.
+    A conversation belongs with every judged prompt that it begins with, whether the turns between were judged or not:
+    it holds that prompt, and often the answer. The same messages with and without tools, or with another system
+    message, belong together as well.
     """
     union = _Union()
-    ends: dict[str, str] = {}  # hash of a prompt with one of its answers -> prompt key
+    asked: dict[str, list[str]] = {}  # prompt key -> hashes of the beginnings of the prompt, the whole one last
     for record in records:
-        asked = _plain_key(record)
-        union.join(record.prompt_key, asked)
-        for answer in (record.completion, record.edit, *record.chosen_over):
-            if answer is not None:
-                ends[exchange_key(record.prompt, answer)] = asked
-    for record in records:
-        if isinstance(record.prompt, str) or len(record.prompt) < 2:
-            continue
-        for key in message_keys(record.prompt[:-1], "user"):
-            if key in ends:
-                union.join(record.prompt_key, ends[key])
-    return {record.prompt_key: union.find(record.prompt_key) for record in records}
+        if record.prompt_key not in asked:
+            asked[record.prompt_key] = list(message_keys(_told(record.prompt), "user"))
+    whole = {beginnings[-1] for beginnings in asked.values()}
+    for key, beginnings in asked.items():
+        for beginning in beginnings:
+            if beginning in whole:
+                union.join(key, beginning)
+    return {key: union.find(key) for key in asked}
 
 
-def _plain_key(record: Record) -> str:
-    key = ""
-    for key in message_keys(record.prompt, "user"):  # noqa: B007
-        pass
-    return key
+def _told(prompt: Text) -> Text:
+    """A prompt without what the application says to the model; all of it if there is nothing else."""
+    if isinstance(prompt, str):
+        return prompt
+    return [message for message in prompt if message.get("role") not in ("system", "developer")] or prompt
 
 
 def split_records(

@@ -17,6 +17,7 @@ from tunekit.feedback.records import (
     make_entry,
     make_record,
     read_record,
+    redacted,
 )
 from tunekit.feedback.views import Judgements, Time
 
@@ -194,12 +195,17 @@ class FeedbackStore(Judgements):
         return import_log(self, path, **options)
 
     def add(self, records: Iterable[Record]) -> int:
-        """Copy records of another store, with their ids and times. What is there already is not written again. Gives
-        how many were handed over."""
+        """Copy records of another store, with their ids and times; their texts pass the ``redact`` of this one. What is
+        there already is not written again. Gives how many were handed over.
+
+        Raises:
+            DataError: if another record has the id of one of them.
+            ArtifactError: as :meth:`record`.
+        """
         count = 0
         batch = []
         for record in records:
-            batch.append(make_entry(record))
+            batch.append(make_entry(record if self._redact is None else redacted(record, self._redact)))
             count += 1
             if len(batch) == _BATCH:
                 self._backend.insert(batch)
