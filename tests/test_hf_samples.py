@@ -17,7 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from tunekit.cancel import CancelToken
 from tunekit.context import BoundReward, StepContext
 from tunekit.data import load_dataset
-from tunekit.errors import DataError
+from tunekit.errors import DataError, RunCancelled, StepError
 from tunekit.plan import ComponentRef, ResolvedStep
 from tunekit.plugins import SampleOptions, hf
 from tunekit.testing import tiny_model, tiny_tokenizer
@@ -240,3 +240,67 @@ def test_rewards_are_given_messages_and_columns(tmp_path: Path) -> None:
     assert seen["completions"][0] == [{"role": "assistant", "content": made.completions[0].text}]
     assert seen["completions"][1] == made.completions[1].text
     assert seen["completion_ids"] == [list(one.ids) for one in made.completions]
+
+
+def test_a_reward_that_fails_loses_no_training(tmp_path: Path, tokenizer: Any) -> None:
+    told: list[str] = []
+    works = True
+
+    def reward(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        if not works:
+            raise ConnectionError("the judge is asleep")
+        return [0.0] * len(prompts)
+
+    def emit(kind: str, **fields: Any) -> None:
+        if kind == "notice":
+            told.append(fields["message"])
+
+    model = tiny_model(seed=3)
+    ctx = context(tmp_path, rewards=[reward], samples=3, sample_tokens=4)
+    ctx._emit = emit
+    before = hf.start_samples(ctx, model, tokenizer, strict=True)
+    works = False
+    made = hf.compare_samples(ctx, model, tokenizer, None, before)
+    assert "the judge is asleep" in made["win_rate"]["problem"] and "after training" in told[0]
+    assert len(made["samples"]["rows"]) == 3 and made["kl_to_start"]["per_sequence"] == 0
+    assert (tmp_path / "samples.jsonl").is_file()
+
+    before = hf.start_samples(ctx, model, tokenizer)
+    works = True
+    assert before is not None and before.scores is None
+    assert "before training" in hf.compare_samples(ctx, model, tokenizer, None, before)["win_rate"]["problem"]
+    works = False
+    with pytest.raises(StepError) as caught:
+        hf.start_samples(ctx, model, tokenizer, strict=True)
+    assert caught.value.code == "reward-failed"
+
+    with torch.no_grad():
+        model.lm_head.weight.fill_(math.nan)
+    made = hf.compare_samples(ctx, model, tokenizer, None, before)
+    assert "after training" in made["samples"]["problem"] and "win_rate" not in made
+    assert hf.compare_samples(ctx, model, tokenizer, None, hf.start_samples(ctx, model, tokenizer)).keys() == {
+        "samples"
+    }
+    ctx.cancel.cancel("enough")
+    with pytest.raises(RunCancelled):
+        hf.compare_samples(ctx, tiny_model(seed=3), tokenizer, None, before)
+
+
+def test_samples_are_as_long_as_what_is_trained(tmp_path: Path, tokenizer: Any) -> None:
+    class Written(SampleOptions):
+        max_new_tokens: int = 5
+
+    model = tiny_model(seed=3)
+    for options, longest in ((Written(samples=2), 5), (Written(samples=2, sample_tokens=3), 3)):
+        ctx = context(tmp_path)
+        ctx.options = options
+        made = hf.compare_samples(ctx, model, tokenizer, None, hf.start_samples(ctx, model, tokenizer))["samples"]
+        assert made["max_new_tokens"] == longest
+        rows = made["rows"]
+        assert max(row["after_tokens"] for row in rows) == longest
+        cut = sum(not row["after_finished"] for row in rows)
+        assert made["cut_off"] == {"before": cut, "after": cut} and cut > 0
+    assert Written().sample_tokens is None and context(tmp_path).options.sample_tokens is None
+    from tunekit.plugins.hf.samples import _limit
+
+    assert _limit(context(tmp_path)) == 64

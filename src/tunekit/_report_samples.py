@@ -12,9 +12,21 @@ __all__ = ["sample_facts", "samples"]
 
 
 def sample_facts(details: Mapping[str, Any]) -> list[facts.Fact]:
-    """Win rate, rewards and divergence from the start, of the details of an artifact."""
+    """Samples, win rate, rewards and divergence from the start, of the details of an artifact."""
     found = []
-    won, far = details.get("win_rate"), details.get("kl_to_start")
+    drawn, won, far = details.get("samples"), details.get("win_rate"), details.get("kl_to_start")
+    if isinstance(drawn, Mapping):
+        cut = drawn.get("cut_off")
+        if "problem" in drawn:
+            found.append(facts.Fact("samples", str(drawn["problem"]), "warn"))
+        elif isinstance(cut, Mapping):
+            text = (
+                f"{facts.number(drawn.get('n'))}, cut off after {facts.number(drawn.get('max_new_tokens'))} tokens: "
+                f"{facts.number(cut.get('before'))} before and {facts.number(cut.get('after'))} after training"
+            )
+            found.append(facts.Fact("samples", text))
+    if isinstance(won, Mapping) and "problem" in won:
+        found.append(facts.Fact("win rate", f"not measured: {won['problem']}", "warn"))
     if isinstance(won, Mapping) and isinstance(won.get("value"), int | float):
         text = (
             f"{won['value']:.1%} against the start, 95% CI {facts.number(won.get('ci_low'))} to "

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tunekit.cancel import CancelToken
 from tunekit.context import BoundReward
@@ -105,6 +106,26 @@ def test_at_the_first_update_the_ratio_is_1_and_the_divergence_0(through: str, t
     assert first["ratio"] == pytest.approx(1, abs=1e-5) and first["kl"] == pytest.approx(0, abs=1e-5)
     assert first["update_kl"] == pytest.approx(0, abs=1e-8) and first["clip_fraction"] == 0
     assert second["update_kl"] > 1e-7
+
+
+@pytest.mark.parametrize("through", ["full", "separate", "lora"])
+def test_weights_in_bfloat16_under_autocast_start_at_the_reference(
+    through: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T13: how a CUDA device trains. The copy that is the reference rounds as the policy does."""
+    from tunekit.plugins.hf import arguments
+
+    defaults = arguments.device_defaults
+    monkeypatch.setattr(arguments, "device_defaults", lambda: {**defaults(), "bf16": True})
+    start = driver.loaded()
+    start.model.to(torch.bfloat16)
+    more = {"full": {}, "separate": {"critic": "separate"}, "lora": {"adapter": lora()}}[through]
+    artifact, events, _ = run(tmp_path, start=start, max_steps=5, samples=0, **more)
+    said = rows(events)
+    assert said[1]["kl"] == pytest.approx(0, abs=1e-6) and abs(said[5]["kl"]) > 1e-6
+    # Pieces of one minibatch are others than those of the rollout, so they round otherwise.
+    assert said[1]["ratio"] == pytest.approx(1, abs=2e-2)
+    assert artifact.model.dtype == ("bfloat16" if through == "lora" else "float32")
 
 
 def test_the_reference_of_an_adapter_is_the_model_with_it_off(tmp_path: Path) -> None:
@@ -265,6 +286,26 @@ def test_training_ends_beyond_the_bound_with_the_model_before(tmp_path: Path) ->
     ids = torch.tensor([[70, 71, 72, 73]])
     policy, reference = (m(input_ids=ids).logits.log_softmax(-1) for m in (handed, start))
     assert (policy.exp() * (policy - reference)).sum(-1).mean().item() * 6 < 0.5
+
+
+def test_the_last_rollout_is_measured_and_taken_back_beyond_the_bound(tmp_path: Path) -> None:
+    """Two rollouts: the second is the last, so that no later one sees what it made of the model."""
+    options = {"learning_rate": 2e-2, "max_steps": 8, "samples": 0}
+    artifact, events, ctx = run(tmp_path / "free", stop_kl=1e9, **options)
+    after_first, after_second = artifact.metrics["kl"], artifact.metrics["kl_final"]
+    assert after_second > 1.2 * after_first > 0
+    assert artifact.details["undone"] == "" and "kl-bound" not in events.codes()
+    bound = (after_first + after_second) / 2
+    artifact, events, bounded = run(tmp_path / "bound", stop_kl=bound, **options)
+    assert "kl-bound" in events.codes() and artifact.metrics["kl_final"] == pytest.approx(after_first)
+    writer = load_file(tmp_path / "bound" / "within.safetensors")
+    for name, weight in bounded.kept[0].model.named_parameters():
+        assert torch.equal(weight, writer[f"policy.{name}"]), name
+    free = dict(ctx.kept[0].model.named_parameters())
+    assert any(not torch.equal(free[name], weight) for name, weight in bounded.kept[0].model.named_parameters())
+    with pytest.raises(StepError) as caught:
+        run(tmp_path / "one", stop_kl=0.01, **{**options, "max_steps": 4})
+    assert caught.value.code == "kl-bound"
 
 
 def test_scores_of_unfinished_completions(tmp_path: Path) -> None:

@@ -163,8 +163,8 @@ class SampleOptions(Options):
     samples: int = Field(default=8, ge=0, json_schema_extra={"unit": "prompts"})
     """Prompts, held-out ones if there are any, that are continued before and after training for the report; with
     rewards they give the win rate. 0: none."""
-    sample_tokens: int = Field(default=64, ge=1, json_schema_extra={"unit": "tokens"})
-    """Longest of these completions."""
+    sample_tokens: int | None = Field(default=None, ge=1, json_schema_extra={"unit": "tokens"})
+    """Longest of these completions. None: the step's ``max_new_tokens`` where it has one, otherwise 64."""
 
 
 class SupervisedOptions(ValidatedOptions):

@@ -12,7 +12,7 @@ import torch
 from tunekit.errors import ArtifactError
 from tunekit.plugins import StepContext
 
-__all__ = ["ActorCritic", "Outputs", "dropout_off", "dropout_rates", "separate_critic"]
+__all__ = ["ActorCritic", "Outputs", "dropout_off", "dropout_rates", "separate_critic", "trained_in_float32"]
 
 
 class Outputs(NamedTuple):
@@ -104,6 +104,13 @@ def separate_critic(ctx: StepContext, policy: Any) -> tuple[Any, Any]:
     head = getattr(other, "score", None)
     weight = getattr(head, "weight", None)
     return critic, weight.detach().clone() if weight is not None and weight.shape[0] == 1 else None
+
+
+def trained_in_float32(model: Any) -> None:
+    """Make the weights that are trained float32, in place: updates are lost in half precision."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
 
 
 def dropout_rates(model: Any) -> set[float]:

@@ -99,7 +99,7 @@ class PpoOptions(TrainOptions, SampleOptions):
     """End the passes over a rollout as soon as the model has moved this far from the one that wrote it."""
     stop_kl: float | None = Field(default=None, gt=0, json_schema_extra={"unit": "nats per completion"})
     """End training when the KL divergence to the reference is above this; the model of the last rollout below it is
-    handed on."""
+    handed on. It is measured with every rollout, and once more after the last step."""
 
     @model_validator(mode="after")
     def _every_option_has_an_effect(self) -> Self:

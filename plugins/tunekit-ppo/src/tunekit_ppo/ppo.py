@@ -9,7 +9,7 @@ from typing import Any
 
 from tunekit.errors import StepError
 from tunekit.plugins import Artifact, StepContext, hf
-from tunekit_ppo.actor_critic import ActorCritic, dropout_off, dropout_rates, separate_critic
+from tunekit_ppo.actor_critic import ActorCritic, dropout_off, dropout_rates, separate_critic, trained_in_float32
 from tunekit_ppo.prompts import prompts_of
 from tunekit_ppo.trainer import PpoTrainer
 
@@ -39,21 +39,22 @@ class PpoComponent:
         tokenizer = loaded.tokenizer
         prompts = prompts_of(ctx, tokenizer, hf.model_facts(loaded.model))
         critic, head = separate_critic(ctx, loaded.model) if ctx.options.critic == "separate" else (None, None)
-        reference = None
-        if ctx.adapter is None:
-            reference = copy.deepcopy(loaded.model).eval().requires_grad_(False)
-            policy = loaded.model
-        else:
-            policy = ctx.adapter.attach(loaded.model, seed=ctx.seed)
+        policy = loaded.model
+        if ctx.adapter is not None:
+            policy = ctx.adapter.attach(policy, seed=ctx.seed)
             critic = critic if critic is None else ctx.adapter.attach(critic, seed=ctx.seed + 1)
         model = ActorCritic(policy, critic, head).to(next(policy.parameters()).device)
+        # Before the copy: weights of another type round otherwise, and the reference would not be the policy.
+        trained_in_float32(model)
+        reference = None if ctx.adapter else copy.deepcopy(policy).eval().requires_grad_(False)
         _tell_dropout(ctx, model)
         with dropout_off(model.bodies()), contextlib.ExitStack() as stack:
             stack.enter_context(hf.quiet())
-            before = hf.start_samples(ctx, policy, tokenizer)
+            before = hf.start_samples(ctx, policy, tokenizer, strict=True)
             trainer = PpoTrainer(ctx, model, tokenizer, prompts, reference)
             outcome = hf.train(ctx, trainer)
-            said = trainer.rollouts
+            trainer.settle()
+            said, kl = trainer.rollouts, trainer.final_kl
             details: dict[str, Any] = {
                 "reference": "the step's input model" + (", adapter off" if ctx.adapter else ""),
                 "rewards": {bound.name: bound.weight for bound in ctx.rewards},
@@ -62,13 +63,15 @@ class PpoComponent:
                 "prompts": len(prompts),
                 "skipped_updates": trainer.skipped,
                 "ended_early": trainer.ended,
+                "undone": trainer.undone,
                 "kl_coef": trainer.kl.coefficient,
             }
             details |= hf.compare_samples(ctx, policy, tokenizer, before=before)
             probes = _probes(trainer)
             del trainer, model, critic, reference
             gc.collect()
-        return hf.finish(ctx, policy, tokenizer, outcome=outcome, probes=probes, details=details, metrics=_course(said))
+            metrics = _course(said, kl)
+        return hf.finish(ctx, policy, tokenizer, outcome=outcome, probes=probes, details=details, metrics=metrics)
 
 
 def _probes(trainer: PpoTrainer) -> list[list[int]]:
@@ -79,7 +82,7 @@ def _probes(trainer: PpoTrainer) -> list[list[int]]:
     return [[*trainer.prompts[number].ids, *made] for number, made in pairs]
 
 
-def _course(rollouts: list[dict[str, float]]) -> dict[str, Any]:
+def _course(rollouts: list[dict[str, float]], kl: float | None) -> dict[str, Any]:
     """How the rollouts went, from the first to the last."""
     if not rollouts:
         return {}
@@ -91,6 +94,8 @@ def _course(rollouts: list[dict[str, float]]) -> dict[str, Any]:
         "reward_best": max(rollout["reward"] for rollout in rollouts),
         "kl_max": max(rollout["kl"] for rollout in rollouts),
     }
+    if kl is not None:
+        course["kl_final"] = kl
     return course
 
 

@@ -124,6 +124,10 @@ class PpoTrainer(Trainer):
         """Optimizer steps that were left out because of ``update_kl``."""
         self.ended: str = ""
         """Why training ended before its last step; empty: it did not."""
+        self.undone: str = ""
+        """Why the updates of the last rollout were taken back after the last step; empty: they were not."""
+        self.final_kl: float | None = None
+        """With ``stop_kl``, the divergence of the model that is handed on, nats per completion."""
         self._sums: dict[str, list[Any]] = {}
         self._minibatch: list[list[int]] = []
         self._tokens = 1
@@ -173,15 +177,15 @@ class PpoTrainer(Trainer):
 
     # Writing and scoring.
 
-    def _write(self, index: int) -> Rollout:
+    def _draw(self, index: int) -> tuple[list[int], list[Any]]:
+        """Completions of a rollout, and for each the number of its prompt."""
         ctx, options = self._ctx, self._options
         asked = options.rollout_size // options.num_generations
         numbers = self._order.numbers(index * asked, asked)
-        policy = self.model.policy
         ctx.progress(self.state.global_step, self.state.max_steps, "steps", "writing")
         try:
             written = hf.sample(
-                policy,
+                self.model.policy,
                 self._tokenizer,
                 [self._prompt_ids[number] for number in numbers],
                 max_new_tokens=options.max_new_tokens,
@@ -193,16 +197,19 @@ class PpoTrainer(Trainer):
         except RunCancelled as error:
             raise self._cancelled() from error
         of = [number for number in numbers for _ in range(options.num_generations)]
-        made = [completion for completions in written for completion in completions]
+        return of, [completion for completions in written for completion in completions]
+
+    def _write(self, index: int) -> Rollout:
+        options = self._options
+        of, made = self._draw(index)
         ids = [list(completion.ids) for completion in made]
         finished = [completion.finished for completion in made]
         total, by_name = self._scores(of, [completion.text for completion in made], ids, finished)
         lengths = [len(completion) for completion in ids]
-        now = self._measure(policy, self._policy, of, ids, values=True)
+        now = self._measure(self.model.policy, self._policy, of, ids, values=True)
         before = self._reference_logps(of, ids)
         log_ratio = now.logps - before
         kl = kl_of(log_ratio, options.kl_estimator)
-        per_completion = torch.stack([part.sum() for part in log_ratio.double().split(lengths)])
         if index == 0 and self.state.global_step == 0:
             self._check_start(log_ratio)
         coefficient = self.kl.coefficient
@@ -210,7 +217,7 @@ class PpoTrainer(Trainer):
         if options.whiten_rewards:
             rewards = whiten(rewards, shift=False)
         advantages, returns = advantages_of(rewards, now.values, lengths, options.gamma, options.lam)
-        mean_kl = float(per_completion.mean())
+        mean_kl = _per_completion(log_ratio, lengths)
         facts = {
             "reward": _mean(total),
             "reward_std": float(torch.tensor(total, dtype=torch.float64).std(unbiased=False)),
@@ -353,6 +360,18 @@ class PpoTrainer(Trainer):
         if kl <= limit or index == 0:
             self._keep_weights(kept)
             return
+        self.ended = self._taken_back(index, kl)
+        self.final_kl = self.rollouts[-2]["kl"]
+        self._ctx.notice(
+            "early-stop",
+            f"Training ended after {self.state.global_step} of {self.state.max_steps} steps: {self.ended}. The model "
+            "of the rollout before is handed on.",
+        )
+
+    def _taken_back(self, index: int, kl: float) -> str:
+        """Put back the weights of the last rollout within ``stop_kl``; what is said of that. ``index``: rollouts that
+        were learned from."""
+        limit = self._options.stop_kl
         if index == 1:
             raise StepError(
                 "The first rollout already takes the model beyond stop_kl, so there is no model within it.",
@@ -362,13 +381,34 @@ class PpoTrainer(Trainer):
                 fix="lower learning_rate or ppo_epochs, raise kl_coef, or raise stop_kl",
                 details={"step": self._ctx.step.name, "kl": kl},
             )
-        load_weights(self.model, kept)
-        self.ended = f"the KL divergence to the reference is {kl:.3g} nats per completion, above stop_kl={limit:g}"
-        self._ctx.notice(
-            "early-stop",
-            f"Training ended after {self.state.global_step} of {self.state.max_steps} steps: {self.ended}. The model "
-            "of the rollout before is handed on.",
-        )
+        load_weights(self.model, self._ctx.dir / WITHIN)
+        return f"the KL divergence to the reference is {kl:.3g} nats per completion, above stop_kl={limit:g}"
+
+    def settle(self) -> None:
+        """After the last step: with ``stop_kl``, measure once more, on completions of the trained model, and hand on
+        the model before the last rollout where the trained one is beyond it.
+
+        Raises:
+            StepError: code ``kl-bound``, if there was one rollout only.
+            RunCancelled: after a cancel.
+        """
+        limit, rollout = self._options.stop_kl, self.rollout
+        if limit is None or rollout is None or self.ended:
+            return
+        index = rollout.index + 1
+        of, made = self._draw(index)
+        ids = [list(completion.ids) for completion in made]
+        now = self._measure(self.model.policy, self._policy, of, ids)
+        kl = _per_completion(now.logps - self._reference_logps(of, ids), [len(one) for one in ids])
+        self.final_kl = kl
+        if not kl <= limit:
+            self.undone = self._taken_back(index, kl)
+            self.final_kl = self.rollouts[-1]["kl"]
+            self._ctx.notice(
+                "kl-bound",
+                f"After the last step {self.undone}. The updates of the last rollout are taken back: the model that "
+                f"wrote it, at {self.final_kl:.3g} nats per completion, is handed on.",
+            )
 
     def _keep_weights(self, path: Path) -> None:
         aside = path.with_name(path.name + ".partial")
@@ -534,6 +574,11 @@ def load_weights(model: ActorCritic, path: Path) -> None:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(stored[name])
+
+
+def _per_completion(log_ratio: Any, lengths: Sequence[int]) -> float:
+    """Mean over the completions of their summed log-ratio."""
+    return float(torch.stack([part.sum() for part in log_ratio.double().split(list(lengths))]).mean())
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -157,7 +157,7 @@ def _tolerant(ctx: StepContext, model: Any, tokenizer: Any, rows: Sequence[Row],
         made = _unscored(ctx, model, tokenizer, rows, _limit(ctx))
     except RunCancelled:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         problem = _noticed(ctx, f"No samples could be drawn {when} training", error)
         return Samples(rows=(), prompts=(), completions=(), scores=None, problem=problem)
     if not ctx.rewards or not made.rows:
@@ -166,7 +166,7 @@ def _tolerant(ctx: StepContext, model: Any, tokenizer: Any, rows: Sequence[Row],
         return replace(made, scores=scored(ctx, made.rows, made.completions))
     except RunCancelled:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         return replace(made, problem=_noticed(ctx, f"The samples drawn {when} training could not be scored", error))
 
 
@@ -323,7 +323,7 @@ def compare_samples(
         raise
     except _Gone as reason:
         made["kl_to_start"] = {"problem": str(reason)}
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         made["kl_to_start"] = {"problem": _noticed(ctx, "The divergence from the start could not be measured", error)}
     return made
 
