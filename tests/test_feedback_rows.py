@@ -130,7 +130,7 @@ def test_a_prompt_and_its_continuation_are_on_one_side_of_a_split(store: Feedbac
         longer = conversation(f"q{n}", "not judged", "more", "ok", "again")
         for number, prompt in enumerate((start, longer, [system, *start], [system, *longer])):
             store.record(
-                prompt, "x", thumbs=n % 2 == 0, user_hash=f"u{(n + (number == n % 9)) % 20}", time=n + 9 * number
+                prompt, "x", thumbs=n % 2 == 0, user_hash=f"u{(n + (number == n % 9)) % 20}", time=n + 2 * number
             )
     train, held, _ = store.split(0.3, by=by, seed=1)
 
