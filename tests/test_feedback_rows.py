@@ -183,8 +183,9 @@ def test_a_log_is_imported_once(store: FeedbackStore, tmp_path: Path) -> None:
     ]
     log = tmp_path / "log.jsonl.gz"
     log.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
-    with pytest.raises(DataError, match=r"Record 3: .*says nothing"):
-        store.import_log(log)
+    with pytest.raises(DataError, match=r"log.jsonl.gz row 3: .*says nothing") as caught:
+        store.import_log(log, hash_user=str.upper)
+    assert len(store) == 2 and caught.value.details["line"] == 3
     for _ in range(2):
         assert store.import_log(log, silent="skip", hash_user=lambda user: user.upper()) == 2
     records = list(store.records())
@@ -192,6 +193,48 @@ def test_a_log_is_imported_once(store: FeedbackStore, tmp_path: Path) -> None:
         ("a", True, None, "ANN", 1_700_000_000.0),
         ("b", None, 2.0, "BOB", 1_767_225_600.0),
     ]
+
+
+def test_a_line_of_a_log_that_is_wrong_is_named_and_those_before_it_are_written(
+    store: FeedbackStore, tmp_path: Path
+) -> None:
+    good = [{"question": f"q{n}", "answer": "a", "vote": "up"} for n in range(520)]
+    log = tmp_path / "log.jsonl"
+
+    def fails(line: str, match: str, written: int) -> None:
+        lines = [json.dumps(row) for row in good]
+        lines[505] = line
+        log.write_text("\n" + "\n".join(lines) + "\n")
+        with pytest.raises(DataError, match=match) as caught:
+            store.import_log(log)
+        assert (caught.value.details["row"], caught.value.details["line"], len(store)) == (506, 507, written)
+        assert caught.value.details["file"] == str(log)
+
+    fails(json.dumps({"question": "q", "answer": "a", "vote": 0}), r"log.jsonl row 506 \(line 507\): .*thumbs", 505)
+    fails(json.dumps({"question": "q", "vote": "up"}), r"'completion' is in none of the columns question, vote", 505)
+    fails("{", "log.jsonl row 506", 505)
+    store.record("another", "a", thumbs=True, id="taken")
+    fails(json.dumps({"question": "q", "answer": "a", "vote": "up", "id": "taken"}), "row 506 .*id 'taken'", 506)
+
+
+def test_a_log_keeps_the_input_of_an_instruction_and_ends_a_conversation_with_its_answer(
+    store: FeedbackStore, tmp_path: Path
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"instruction": "Translate", "input": "The dog sleeps", "output": "Le chien dort", "vote": "up", "time": 1},
+        {"instruction": "Translate", "input": "", "output": "Quoi?", "vote": "up", "time": 2},
+        {"messages": conversation("q", "a", "more", "b"), "vote": "up", "time": 3},
+        {"messages": conversation("q", "a"), "answer": "a", "vote": "down", "time": 4},
+    ]
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert store.import_log(log) == 4
+    first, second, third, fourth = store.records()
+    assert (first.prompt, second.prompt) == ("Translate\n\nThe dog sleeps", "Translate")
+    assert third.prompt == conversation("q", "a", "more") and third.completion == [
+        {"role": "assistant", "content": "b"}
+    ]
+    assert fourth.prompt == conversation("q") and fourth.completion == [{"role": "assistant", "content": "a"}]
 
 
 def test_real_trees_keep_every_thumb_and_rank(store: FeedbackStore, shared_data: Path) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunekit.data.formats_base import BESIDE
 from tunekit.data.formats_trees import tree_messages
 from tunekit.data.load import load_dataset
+from tunekit.data.messages import as_messages, is_messages
 from tunekit.data.readers import FileSource
 from tunekit.data.rows import RawRow, RowProblem, row_error
 from tunekit.errors import DataError, OptionsError, nearest
+from tunekit.feedback.records import text_key
 
 if TYPE_CHECKING:
     from tunekit.feedback.store import FeedbackStore
@@ -42,6 +44,8 @@ LOG_FIELDS: Mapping[str, tuple[str, ...]] = {
     "id": ("record_id", "uuid", "event_id"),
 }
 """Field of a record -> other names of its column in a log, the first that is there."""
+_QUESTIONS = ("question", "query", "instruction")
+"""Columns to which those of ``BESIDE`` belong, as in data sets."""
 
 
 def import_log(
@@ -55,6 +59,9 @@ def import_log(
     **defaults: Any,
 ) -> int:
     """Records out of a log in JSON Lines (also ``.gz``), one judgement a line. Importing it again adds nothing.
+
+    ``input`` or ``context`` beside an ``instruction``, ``question`` or ``query`` is added to it after a blank line.
+    Where no column holds the answer, the conversation in ``messages`` ends with it.
 
     Args:
         store: where they go.
@@ -70,7 +77,7 @@ def import_log(
         Number of records.
 
     Raises:
-        DataError: naming file and line. What stood before it has been written.
+        DataError: naming file and line. What stands before that line has been written; what stands after it has not.
     """
     if silent not in ("error", "skip"):
         raise OptionsError(f"silent is {silent!r}; it is 'error' or 'skip'.", code="silent")
@@ -86,15 +93,19 @@ def import_log(
     defaults.setdefault("source", Path(path).name)
     source = FileSource(Path(path), "json")
 
-    def made() -> Iterator[dict[str, Any]]:
+    def made() -> Iterator[_Placed]:
         times: dict[str, int] = {}
         for raw in source.rows():
-            if raw.problem is not None:
-                raise row_error(source, raw, raw.problem)
-            record = _log_record(raw, given, user if hash_user is not None else "", hash_user)
-            if silent == "skip" and all(record.get(name) in (None, [], "") for name in _JUDGING):
-                continue
-            yield _with_id({**defaults, **record}, raw.value, str(defaults["source"]), times)
+            try:
+                if raw.problem is not None:
+                    raise raw.problem
+                record = {**defaults, **_log_record(raw, given, user if hash_user is not None else "", hash_user)}
+                if silent == "skip" and all(record.get(name) in (None, [], "") for name in _JUDGING):
+                    continue
+                _complete(record, raw.value)
+            except RowProblem as problem:
+                raise row_error(source, raw, problem) from None
+            yield _row_of(source, raw), _with_id(record, raw.value, str(defaults["source"]), times)
 
     return _written(store, made())
 
@@ -105,12 +116,16 @@ _JUDGING = ("thumbs", "rating", "edit", "chosen_over")
 def _log_record(
     raw: RawRow, given: Mapping[str, str], user: str, hash_user: Callable[[str], str] | None
 ) -> dict[str, Any]:
-    row: dict[str, Any] = raw.value
+    row = raw.value
+    if not isinstance(row, dict):
+        raise RowProblem("", "is no object with named fields")
     found: dict[str, Any] = {}
     for name, others in LOG_FIELDS.items():
         column = given.get(name) or next((other for other in (name, *others) if row.get(other) is not None), None)
         if column is not None and row.get(column) is not None:
             found[name] = row[column]
+            if name == "prompt" and column in _QUESTIONS and name not in given:
+                found[name] = _with_beside(row, column)
     if hash_user is not None and row.get(user) is not None:
         found["user_hash"] = hash_user(str(row[user]))
     time = found.get("time")
@@ -124,6 +139,43 @@ def _log_record(
     return found
 
 
+def _with_beside(row: Mapping[str, Any], column: str) -> Any:
+    parts = [row[column], *(row[other] for other in BESIDE if row.get(other))]
+    if len(parts) == 1:
+        return parts[0]
+    if not all(isinstance(part, str) for part in parts):
+        raise RowProblem(
+            column,
+            f"has {' or '.join(BESIDE)} beside it, and not all are text",
+            f'pass columns={{"prompt": "{column}"}}',
+        )
+    return "\n\n".join(part for part in parts if part.strip())
+
+
+def _complete(record: dict[str, Any], row: Mapping[str, Any]) -> None:
+    """Split the answer off a conversation that ends with it, and refuse a record without one."""
+    prompt: Any = record.get("prompt")
+    answer = record.get("completion")
+    if is_messages(prompt) and prompt[-1].get("role", prompt[-1].get("from")) in _ANSWERING:
+        if answer is None:
+            record["completion"] = prompt[-1:]
+            record["prompt"] = prompt[:-1]
+        elif isinstance(answer, str) and text_key(as_messages(prompt)[-1:], "assistant") == text_key(
+            [{"role": prompt[-1].get("role"), "content": answer}], "assistant"
+        ):
+            record["prompt"] = prompt[:-1]
+    for name in ("prompt", "completion"):
+        if record.get(name) is None:
+            raise RowProblem(
+                name,
+                f"is in none of the columns {', '.join(row)}",
+                f'say which one it is: columns={{"{name}": "..."}}',
+            )
+
+
+_ANSWERING = ("assistant", "gpt", "model")
+
+
 def _with_id(record: dict[str, Any], row: Any, source: str, times: dict[str, int]) -> dict[str, Any]:
     """The record with an id that follows from the row, so that the same row is not imported twice; the same row twice
     in one source is two records."""
@@ -135,20 +187,71 @@ def _with_id(record: dict[str, Any], row: Any, source: str, times: dict[str, int
     return {**record, "id": f"i{key}{times[key] - 1 or ''}"}
 
 
-def _written(store: FeedbackStore, records: Iterable[dict[str, Any]]) -> int:
+_Place = Callable[[DataError], DataError]
+_Placed = tuple[_Place, dict[str, Any]]
+"""Names the place of a record in an error about it, and the record."""
+
+
+def _row_of(source: FileSource, raw: RawRow) -> _Place:
+    def place(error: DataError) -> DataError:
+        due = row_error(source, raw, RowProblem("", "", ""))
+        where = due.message.rpartition(": ")[0]
+        return _at(error, where, due.details)
+
+    return place
+
+
+def _at(error: DataError, where: str, details: Mapping[str, Any]) -> DataError:
+    """The same error, beginning with the place."""
+    number = error.details.get("row")
+    message = error.message.removeprefix(f"Record {number}: ")
+    made = DataError(
+        f"{where}: {message}",
+        code=error.code,
+        asked=error.asked,
+        found=error.found,
+        fix=error.fix,
+        details={**error.details, **{name: value for name, value in details.items() if name != "reason"}},
+    )
+    made.__cause__ = error
+    return made
+
+
+def _written(store: FeedbackStore, records: Iterable[_Placed]) -> int:
+    """Write in batches. What stands before a record that is refused is written."""
     count = 0
     waiting = iter(records)
-    while batch := list(itertools.islice(waiting, _BATCH)):
+    more = True
+    while more:
+        batch: list[_Placed] = []
+        refused: DataError | None = None
         try:
-            store.record_many(batch)
+            while len(batch) < _BATCH:
+                batch.append(next(waiting))
+        except StopIteration:
+            more = False
         except DataError as error:
-            number = error.details.get("row")
-            if isinstance(number, int):
-                error.details["row"] = count + number
-                error.message = error.message.replace(f"Record {number}:", f"Record {count + number}:", 1)
-            raise
+            refused = error
+        try:
+            store.record_many([record for _, record in batch])
+        except DataError as error:
+            number = _number(error, batch)
+            if number is None:
+                raise
+            store.record_many([record for _, record in batch[:number]])
+            raise batch[number][0](error) from None
+        if refused is not None:
+            raise refused
         count += len(batch)
     return count
+
+
+def _number(error: DataError, batch: list[_Placed]) -> int | None:
+    """Which one of a batch an error is about."""
+    number, id = error.details.get("row"), error.details.get("id")
+    if isinstance(number, int):
+        return number - 1
+    return next((at for at, (_, record) in enumerate(batch) if id is not None and record.get("id") == id), None)
 
 
 def import_data(
@@ -194,11 +297,15 @@ def import_data(
     if scale is not None:
         common["scale"] = scale
 
-    def made() -> Iterator[dict[str, Any]]:
+    def made() -> Iterator[_Placed]:
         times: dict[str, int] = {}
-        for row in data:
+        for at, row in enumerate(data, 1):
+
+            def place(error: DataError, at: int = at) -> DataError:
+                return _at(error, f"{data.name}: row {at} of those that are used", {"row": at})
+
             for number, record in enumerate(_judgements(row, data.schema)):
-                yield _with_id({**common, **record}, [number, row], common["source"], times)
+                yield place, _with_id({**common, **record}, [number, row], common["source"], times)
 
     return _written(store, made())
 
@@ -248,7 +355,7 @@ def import_trees(store: FeedbackStore, path: str | Path, *, source: str | None =
     file = FileSource(Path(path), "json")
     common["source"] = source or Path(path).name
 
-    def made() -> Iterator[dict[str, Any]]:
+    def made() -> Iterator[_Placed]:
         times: dict[str, int] = {}
         for raw in file.rows():
             try:
@@ -258,7 +365,7 @@ def import_trees(store: FeedbackStore, path: str | Path, *, source: str | None =
             except RowProblem as problem:
                 raise row_error(file, raw, problem) from None
             for record in found:
-                yield _with_id({**common, **record}, record, common["source"], times)
+                yield _row_of(file, raw), _with_id({**common, **record}, record, common["source"], times)
 
     return _written(store, made())
 
