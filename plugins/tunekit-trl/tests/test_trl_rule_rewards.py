@@ -161,6 +161,11 @@ def test_length_falls_in_a_straight_line() -> None:
         reward([""], ["x"])
     with pytest.raises(StepError, match="knows no length"):
         Length(LengthOptions())([""], ["x"], completion_ids=[[1]])
+    for options, limit in (({}, None), ({"buffer": 101}, 100)):
+        ctx: Any = SimpleNamespace(options=SimpleNamespace(**({"max_new_tokens": limit} if limit else {})))
+        with pytest.raises(StepError) as caught:
+            Length(LengthOptions(**options)).start(ctx)
+        assert caught.value.code == "reward-options"
     limited = Length(LengthOptions())
     limited.start(SimpleNamespace(options=SimpleNamespace(max_new_tokens=100)))  # type: ignore[arg-type]
     ids = [[0] * length for length in (80, 90, 100)]

@@ -84,8 +84,8 @@ class LengthOptions(Options):
     max: int | None = Field(default=None, ge=1)
     """Longest length. None, and no ``target``: the step's ``max_new_tokens``."""
     buffer: int | None = Field(default=None, ge=0)
-    """Length over which the punishment grows before ``max``; 0: all at once behind ``max``. None: a fifth of ``max``,
-    as in the paper."""
+    """Length over which the punishment grows before ``max``, and at most that; 0: all at once behind ``max``. None: a
+    fifth of ``max``, as in the paper."""
 
     @model_validator(mode="after")
     def _one_aim(self) -> Self:

@@ -81,9 +81,35 @@ class Length:
         self._max = options.max
 
     def start(self, ctx: StepContext) -> None:
-        """Look up how long completions may become."""
-        if self.options.target is None and self._max is None:
+        """Look up how long completions may become.
+
+        Raises:
+            StepError: if no length is known, or the punishment would begin before the first token.
+        """
+        if self.options.target is not None:
+            return
+        if self._max is None:
             self._max = getattr(ctx.options, "max_new_tokens", None)
+        longest = self._longest()
+        if (self.options.buffer or 0) > longest:
+            raise StepError(
+                "The reward length would punish every completion: its buffer is longer than completions may become.",
+                code="reward-options",
+                asked=f"buffer={self.options.buffer}",
+                found=f"at most {longest} {self.options.unit}",
+                fix=f"lower buffer; None takes a fifth: {longest // 5}",
+                details={"reward": "length"},
+            )
+
+    def _longest(self) -> int:
+        if self._max is None:
+            raise StepError(
+                "The reward length knows no length: the step has no option max_new_tokens.",
+                code="reward-options",
+                fix='reward={"name": "length", "max": 256}, or "target"',
+                details={"reward": "length"},
+            )
+        return self._max
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
@@ -93,13 +119,8 @@ class Length:
         Raises:
             StepError: if tokens are to be counted and nobody says which there are, or no length is known.
         """
-        if self.options.target is None and self._max is None:
-            raise StepError(
-                "The reward length knows no length: the step has no option max_new_tokens.",
-                code="reward-options",
-                fix='reward={"name": "length", "max": 256}, or "target"',
-                details={"reward": "length"},
-            )
+        if self.options.target is None:
+            self._longest()
         return [self._score(length) for length in self._lengths(completions, columns)]
 
     def _lengths(self, completions: Sequence[Any], columns: dict[str, Sequence[Any]]) -> list[int]:
@@ -120,8 +141,7 @@ class Length:
         options = self.options
         if options.target is not None:
             return -min(1.0, abs(length - options.target) / options.target)
-        longest = self._max
-        assert longest is not None
+        longest = self._longest()
         if length > longest:
             return -1.0
         buffer = longest // 5 if options.buffer is None else options.buffer
