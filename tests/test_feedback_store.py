@@ -311,6 +311,20 @@ def test_files_that_are_no_store_are_refused(tmp_path: Path) -> None:
             FeedbackStore(wrong)
 
 
+def test_a_password_in_the_url_of_data_is_refused_and_not_shown() -> None:
+    from tunekit.feedback import opened
+
+    for url in ("postgresql://u:secretpw@127.0.0.1:1/x", "postgresql+psycopg://127.0.0.1:1/x?password=secretpw"):
+        with pytest.raises(OptionsError, match="PGPASSWORD") as caught:
+            opened(url)
+        assert "secretpw" not in str(caught.value) + repr(caught.value.__dict__)
+    pytest.importorskip("psycopg")
+    for url in ("postgresql://u:secretpw@127.0.0.1:1/x", "postgresql://127.0.0.1:1/x?user=u&password=secretpw"):
+        with pytest.raises(ArtifactError, match="Failed opening") as failed:
+            FeedbackStore(url)
+        assert "secretpw" not in str(failed.value) and "127.0.0.1:1/x" in str(failed.value)
+
+
 def test_a_store_that_others_hold_is_busy_only_after_the_time_out(tmp_path: Path) -> None:
     store = FeedbackStore(tmp_path / "f.db", timeout=0.2)
     holder = sqlite3.connect(tmp_path / "f.db", isolation_level=None)

@@ -51,7 +51,7 @@ class PostgresBackend:
     again: records have ids, so that none comes twice.
 
     Args:
-        url: ``postgresql://user:password@host/database``; a driver may be named (``postgresql+psycopg2://``).
+        url: ``postgresql://user@host/database``, the password from ``PGPASSWORD`` or ``~/.pgpass``; a driver may be named (``postgresql+psycopg2://``).
         timeout: seconds to wait for a connection.
 
     Raises:
@@ -82,8 +82,8 @@ class PostgresBackend:
 
     @property
     def name(self) -> str:
-        """The URL without the password."""
-        shown: str = self._url.set(drivername="postgresql").render_as_string(hide_password=True)
+        """The URL without the password, and without options, which may hold one."""
+        shown: str = self._url.set(drivername="postgresql", query={}).render_as_string(hide_password=True)
         return shown
 
     def insert(self, entries: Sequence[Entry]) -> None:
@@ -222,7 +222,10 @@ class PostgresBackend:
             raise self._error(error, doing) from error
 
     def _error(self, error: Exception, doing: str) -> ArtifactError:
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()
+        text = str(getattr(error, "orig", None) or error)
+        if self._url.password:
+            text = text.replace(str(self._url.password), "***")
+        reason = text.strip().splitlines()
         return ArtifactError(
             f"Failed {doing} the feedback store {self.name}.",
             code="feedback-store",

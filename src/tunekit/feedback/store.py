@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from tunekit.errors import DataError, OptionsError
 from tunekit.feedback.backends import Backend, Where
@@ -34,7 +35,7 @@ class FeedbackStore(Judgements):
 
     Args:
         where: a file name (SQLite; made if it is not there), ``sqlite:///name``, or ``postgresql://user@host/database``
-            (needs ``tunekit[postgres]``; the table ``tunekit_feedback`` is made).
+            (the password from ``PGPASSWORD`` or ``~/.pgpass``; needs ``tunekit[postgres]``; the table ``tunekit_feedback`` is made).
         scale: lowest and highest rating, for records that name no other.
         redact: what texts pass before they are written: text to text, such as :func:`redact_pii`. It sees prompts,
             answers, edits, tool calls and the texts in ``meta``.
@@ -305,6 +306,14 @@ def _backend(where: str | Path, timeout: float, durability: str, create: bool) -
     return SqliteBackend(Path(text).expanduser().absolute(), timeout=timeout, durability=durability, create=create)
 
 
+def _has_password(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.password) or any("password" in name.lower() for name, _ in parse_qsl(parts.query))
+    except ValueError:  # that it cannot be read is said where it is opened
+        return "@" in url
+
+
 def is_feedback(ref: Any) -> bool:
     """Whether ``ref`` means a feedback store: a store, a view or an export, the URL of one, or a file that is one."""
     if isinstance(ref, str | Path):
@@ -324,7 +333,15 @@ def opened(ref: Any) -> Any:
 
     Raises:
         ArtifactError: if it cannot be opened.
+        OptionsError: if a URL holds a password: plans, run records and logs would show it.
     """
     if not is_feedback(ref):
         return None
+    if isinstance(ref, str) and ref.startswith(_SCHEMES) and _has_password(ref):
+        raise OptionsError(
+            "The URL of a feedback store holds a password, which plans and records of runs would show.",
+            code="password-in-url",
+            fix="leave it out, postgresql://user@host/database, and put it into the environment variable PGPASSWORD or "
+            "the file ~/.pgpass; or pass data=FeedbackStore(url)",
+        )
     return FeedbackStore(ref, create=False) if isinstance(ref, str | Path) else ref
