@@ -21,7 +21,7 @@ import toy_plugin
 
 import tunekit.plugins
 from tunekit import Pipeline, Session
-from tunekit._reward_callables import callable_digest, opaque_parts
+from tunekit._reward_callables import callable_digest, fitted, opaque_parts
 from tunekit.errors import ArtifactError, CheckFailed, PipelineError, StepError
 from tunekit.events import Event, Notice
 from tunekit.plugins import Artifact, Options, RewardSpec, StepContext, TrainerSpec, hookimpl
@@ -259,6 +259,15 @@ def test_a_reward_is_given_the_columns_that_it_takes(base: Pipeline, tmp_path: P
     assert SEEN == [("started", None), ("plain", [2.0, 2.0]), ("turned", [1.0, 2.0]), ("Right", [1.0, 0.0])]
     without = base.align(method="ppo", prompts=["a"], reward=Right())
     assert ("error", "align", "reward-column") in found(without)
+
+
+def test_what_takes_all_columns_is_left_as_it_is() -> None:
+    def by_position(prompts: Any, completions: Any, /, **columns: Any) -> list[float]:
+        return [1.0]
+
+    for reward in (brevity, by_position, lambda *args, **columns: [1.0], len, Mean()):
+        assert fitted(reward) is reward
+    assert fitted(lambda prompts, completions, answer=None: [answer])(["p"], ["c"], answer=3, finished=[True]) == [3]
 
 
 def test_prompts_are_another_name_of_data(base: Pipeline) -> None:

@@ -48,20 +48,21 @@ def fitted(found: Any) -> Any:
     """A callable that takes any columns and hands ``found`` those that its signature takes.
 
     Prompts and completions go by name, so that their order does not matter. What takes ``prompts``, ``completions`` and
-    ``**columns`` is given back as it is, and so is what has no signature.
+    ``**columns`` is given back as it is, and so is what takes
+    them by position or has no signature.
     """
     signature = signature_of(found)
     if signature is None:
         return found
     parameters = list(signature.parameters.values())
+    if any(one.kind in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL) for one in parameters):
+        return found  # by position, then
     by_name = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
     further = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    if not further and not {"prompts", "completions"} <= {one.name for one in by_name}:
+        return found  # no reward: its own error says so
     if further and [one.name for one in by_name] == ["prompts", "completions"]:
         return found
-    try:
-        signature.bind_partial(prompts=[], completions=[])
-    except TypeError:
-        return found  # by position, then
     return _Fitted(found, by_name, further)
 
 
@@ -74,7 +75,7 @@ class _Fitted:
         self._needed = [one.name for one in by_name if one.default is one.empty]
 
     def __getattr__(self, name: str) -> Any:
-        if name == "__wrapped__":  # while it is copied
+        if name.startswith("__") and name not in ("__name__", "__qualname__"):  # how it is copied, for one, is its own
             raise AttributeError(name)
         return getattr(self.__wrapped__, name)
 

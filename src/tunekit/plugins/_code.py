@@ -56,6 +56,9 @@ _BUILT_IN = (
     *(types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType),
 )
 
+_COMPILED = frozenset({"cython_function_or_method", "fused_cython_function", "ufunc"})
+"""Names of the types of functions of packages that are written in C."""
+
 _STATELESS = frozenset({"typing", "types", "logging", "threading", "_thread", "abc"})
 """Modules whose objects hold nothing that scores depend on."""
 
@@ -147,7 +150,8 @@ class _Description:
         inside = _inside(value, kind)
         if self._whole and issubclass(kind, types.MethodType):
             inside = (*inside, value.__self__)
-        if not inside and not issubclass(kind, _BUILT_IN) and kind.__module__ not in _STATELESS:
+        known = issubclass(kind, _BUILT_IN) or kind.__name__ in _COMPILED or kind.__module__ in _STATELESS
+        if not inside and not known:
             self._unseen.append(f"{kind.__qualname__}")
         inner = [self.of(part) for part in inside]
         return f"a {self.of(kind)} [{', '.join(inner)}]"
