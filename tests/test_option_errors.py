@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import create_model
 
+from tunekit import Pipeline, Session
 from tunekit._option_errors import option_findings
-from tunekit.plugins import Options
+from tunekit.plugins import DataOptions, Options, trainer
 
 
 class _Own(Options):
@@ -30,3 +33,24 @@ def test_of_many_options_the_shared_and_the_own_ones_are_named() -> None:
         "(tunekit plugins show lists all 40)"
     )
     assert len(finding.details["known"]) == 40
+
+
+def test_an_option_of_other_methods_names_them() -> None:
+    def method(name: str, *options: str) -> type[Any]:
+        made = create_model(f"Options_{name}", __base__=DataOptions, **dict.fromkeys(options, (float, 1.0)))
+        target = type(f"Method_{name}", (), {"__doc__": "A method.", "run": lambda self, ctx: None})
+        return trainer(name=name, stage="align", data=("preference",), options=made)(target)
+
+    methods = [method(name, "each", *own) for name, own in (("ay", ["gamma"]), ("bee", ["gamma"]), ("see", ["two"]))]
+    methods += [method(f"m{number}", "each") for number in range(3)] + [method("bare")]
+    session = Session(plugins=methods, autoload=False)
+
+    def said(**options: float) -> tuple[str, str]:
+        line = Pipeline(session=session).align(method="bare", data=[], adapter=None, **options)
+        (found,) = [finding for finding in line.check() if finding.code == "unknown-option"]
+        return found.message, found.fix
+
+    assert said(gamma=1.0) == ("bare has no option 'gamma'; ay and bee have it.", "take ay or bee, or leave gamma out")
+    assert said(two=1.0) == ("bare has no option 'two'; see has it.", "take see, or leave two out")
+    assert said(each=1.0) == ("bare has no option 'each'; ay, bee, m0 and 3 others have it.", "leave each out")
+    assert said(xyzzy=1.0)[1].startswith("use one of the options: data, ")

@@ -220,10 +220,12 @@ def _with_owners(analysis: Analysis, entry: Entry, finding: Finding) -> Finding:
                 owners.append(other.component.name)
     if not owners:
         return finding
+    shown = owners if len(owners) <= 4 else [*owners[:3], f"{len(owners) - 3} others"]
+    listed = " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
+    fix = f"leave {name} out"
     return replace(
         finding,
-        message=f"{entry.component.name} has no option {name!r}; {' and '.join(owners)} "
-        f"{'has' if len(owners) == 1 else 'have'} it.",
-        fix=f"take {' or '.join(owners)}, or leave {name} out",
+        message=f"{entry.component.name} has no option {name!r}; {listed} {'has' if len(owners) == 1 else 'have'} it.",
+        fix=f"take {' or '.join(owners)}, or {fix}" if shown is owners else fix,
         details={**finding.details, "suggestions": [], "components": owners},
     )
