@@ -120,7 +120,8 @@ class StepContext:
         return self._load()
 
     def load_model(self, ref: str) -> LoadedModel:
-        """Another model than the input, such as a judge, by reference. It is read anew on every call.
+        """Another model than the input, such as a judge, by reference. It is read anew on every call, but for the
+        rewards of a step: those that load one model share it, and must not change it.
 
         Args:
             ref: as in ``Pipeline(model=...)``: a folder, a GGUF file, a hub id, a short name; or ``step:<name>``, the
