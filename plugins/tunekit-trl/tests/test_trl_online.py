@@ -15,11 +15,12 @@ import tunekit
 from tunekit.cancel import CancelToken
 from tunekit.context import BoundReward
 from tunekit.errors import DataError, RunCancelled, StepError
-from tunekit.plugins import LoadedModel
+from tunekit.plugins import LoadedModel, hf
+from tunekit.plugins.hf.checkpoints import seal
 from tunekit_peft.options import LoraOptions
 from tunekit_trl.borrowed import borrowed
 from tunekit_trl.online import GrpoTrainer, OnlineDpoTrainer, OnlineTrainer, RlooTrainer
-from tunekit_trl.online_losses import GrpoObjective
+from tunekit_trl.online_losses import GrpoObjective, RlooObjective
 from tunekit_trl.online_options import GrpoOptions, OnlineDpoOptions, RlooOptions
 from tunekit_trl.prompts import prompt_rows
 from tunekit_trl.rewards.options import ExactMatchOptions
@@ -140,6 +141,100 @@ def test_a_continued_run_has_the_same_losses(lora: Any, tmp_path: Path) -> None:
     second = run(tmp_path / "parts").losses
     assert first == whole[:4]
     assert second == pytest.approx(whole[4:], rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("phase", ["writing", "validating"])
+def test_a_cancel_is_seen_while_completions_are_written(phase: str, tmp_path: Path) -> None:
+    """A checkpoint is left, and what was not measured yet is measured when the run goes on."""
+    options = GrpoOptions(
+        num_generations=4, batch_size=2, max_steps=5, validation=0.4, validate_every=2, checkpoint_every=50, **SHORT
+    )
+
+    def run(folder: Path, stop: bool = False) -> list[Any]:
+        cancel, events = CancelToken(), driver.Events()
+
+        def watch(kind: str, **values: Any) -> None:
+            events(kind, **values)
+            if stop and kind == "progress" and (values["done"], values["label"]) == (2, phase):
+                cancel.cancel("test")
+
+        ctx = driver.online_context(
+            folder,
+            driver.tiny_pair(),
+            driver.SUMS[:4],
+            options,
+            [VOWELS],
+            validation=driver.SUMS[4:6],
+            events=watch,
+            cancel=cancel,
+        )
+        if stop:
+            with pytest.raises(RunCancelled) as caught:
+                GrpoTrainer().run(ctx)
+            assert caught.value.details["global_step"] == 2
+            assert hf.good_checkpoint(folder / "checkpoints")[0] == Path(caught.value.details["checkpoint"])
+        else:
+            GrpoTrainer().run(ctx)
+        seen = [values["values"] for values in events.named("metrics")]
+        return [each.get("eval_reward", each.get("loss")) for each in seen]
+
+    whole = run(tmp_path / "whole")
+    assert len(whole) == 8
+    parts = run(tmp_path / "parts", stop=True) + run(tmp_path / "parts")
+    assert parts == pytest.approx(whole, rel=1e-6, abs=1e-9)
+
+
+def test_completions_of_another_process_are_not_taken_up(tmp_path: Path) -> None:
+    """T33: between two updates from the same completions others would be another training."""
+    options = GrpoOptions(num_iterations=3, num_generations=4, batch_size=2, max_steps=5, **SHORT)
+    cancel = CancelToken()
+
+    def watch(kind: str, **values: Any) -> None:
+        if kind == "metrics" and values["global_step"] == 4:
+            cancel.cancel("test")
+
+    ctx = driver.online_context(
+        tmp_path, driver.tiny_pair(), driver.SUMS[:4], options, [VOWELS], events=watch, cancel=cancel
+    )
+    with pytest.raises(RunCancelled) as stopped:
+        GrpoTrainer().run(ctx)
+    folder = Path(stopped.value.details["checkpoint"])
+    path = folder / "completions-0.pt"
+    kept = torch.load(path, weights_only=True)
+    for change in ("other", "missing"):
+        if change == "other":
+            torch.save({**kept, "process": "process 0 of 2"}, path)
+        else:
+            path.unlink()
+        seal(folder, 4)
+        ctx = driver.online_context(tmp_path, driver.tiny_pair(), driver.SUMS[:4], options, [VOWELS])
+        with pytest.raises(StepError) as caught:
+            GrpoTrainer().run(ctx)
+        assert caught.value.code == "completions-missing"
+
+
+def test_a_reference_in_half_precision_is_the_policy(tmp_path: Path) -> None:
+    """T13: both are computed in the arithmetic that is trained in."""
+    loaded, events = driver.tiny_pair(), driver.Events()
+    loaded.model.bfloat16()
+    options = GrpoOptions(beta=0.1, num_generations=4, batch_size=4, max_steps=1, **SHORT)
+    ctx = driver.online_context(tmp_path, loaded, driver.SUMS[:4], options, [VOWELS], events=events)
+    GrpoTrainer().run(ctx)
+    assert events.named("metrics")[0]["values"]["kl"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "objective", [GrpoObjective(GrpoOptions(beta=0.1)), RlooObjective(RlooOptions(beta=0.1))], ids=["grpo", "rloo"]
+)
+def test_the_only_update_has_a_ratio_of_one(objective: Any) -> None:
+    """Whatever rounding another pass had: the loss is minus the mean advantage, beside the divergence."""
+    values = torch.tensor([-1.0, -2.0, -0.5], requires_grad=True)
+    row = {"advantages": [0.7, -0.3], "kept": [1.0, 1.0], "ref": values.detach(), "kl": None}
+    logps = hf.CompletionLogps(values, (2, 1), torch.ones(3, dtype=torch.bool))
+    totals = {"completions": 2.0, "tokens": 3.0}
+    made = objective.loss(logps, [{**row, "old": values.detach() - 0.4}], totals)
+    weights = [0.7, -0.3] if isinstance(objective, RlooObjective) else [0.7, 0.7, -0.3]
+    assert made.loss.item() == pytest.approx(-sum(weights) / len(weights), abs=1e-7)
 
 
 def test_accumulation_changes_nothing(tmp_path: Path) -> None:

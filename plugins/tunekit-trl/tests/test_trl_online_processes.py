@@ -26,7 +26,13 @@ CODE = """
     folder, rank = Path(sys.argv[2]), os.environ["RANK"]
     options = GrpoOptions(batch_size=2, num_generations=4, num_iterations=2, beta=0.1, scale_rewards="batch",
         max_new_tokens=4, max_length=32, learning_rate=1e-3, samples=0, max_steps=5, validation=1, checkpoint_every=100)
-    reward = BoundReward(name="tokens", reward=lambda p, c, **columns: [sum(ids) for ids in columns["completion_ids"]])
+    calls = []
+    def tokens(prompts, completions, **columns):
+        calls.append(1)
+        if len(sys.argv) > 3 and rank == "1" and len(calls) == 2:
+            raise ValueError("out of paper")
+        return [sum(ids) for ids in columns["completion_ids"]]
+    reward = BoundReward(name="tokens", reward=tokens)
     loaded = driver.tiny_pair()
     ctx = driver.online_context(folder, loaded, driver.SUMS[:5], options, [reward], validation=driver.SUMS[5:8])
     rows, _ = prompt_rows(ctx, ctx.data, loaded.tokenizer, 28)
@@ -40,16 +46,15 @@ CODE = """
 """
 
 
-@pytest.mark.slow
-def test_two_processes_learn_one_policy(tmp_path: Path) -> None:
-    """Five prompts in batches of two are three batches: in the second step one process has no prompt left."""
+def _both(folder: Path, *more: str) -> list[tuple[int, str]]:
+    """Exit code and output of each of two processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     driver = str(Path(__file__).with_name("online_driver.py"))
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(CODE), driver, str(tmp_path)],
+            [sys.executable, "-c", textwrap.dedent(CODE), driver, str(folder), *more],
             env={
                 **os.environ,
                 "OMP_NUM_THREADS": "1",
@@ -65,9 +70,19 @@ def test_two_processes_learn_one_policy(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    for process in started:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_one_policy(tmp_path: Path) -> None:
+    """Five prompts in batches of two are three batches: in the second step one process has no prompt left."""
+    for code, output in _both(tmp_path):
+        assert code == 0, output
     (weights, written, log), (others, others_written, other_log) = (
         json.loads((tmp_path / f"out-{rank}.json").read_text()) for rank in range(2)
     )
@@ -76,3 +91,12 @@ def test_two_processes_learn_one_policy(tmp_path: Path) -> None:
     assert [row.get("reward", row.get("eval_reward")) for row in log] == pytest.approx(
         [row.get("reward", row.get("eval_reward")) for row in other_log]
     )
+
+
+@pytest.mark.slow
+def test_a_reward_that_fails_in_one_process_ends_both(tmp_path: Path) -> None:
+    """The other one does not wait for it for ever."""
+    (code, output), (other_code, other_output) = _both(tmp_path, "fail")
+    assert code == other_code == 1
+    assert "Process 1 failed" in output and "out of paper" in output
+    assert "Reward tokens failed: ValueError: out of paper" in other_output

@@ -10,12 +10,13 @@ from __future__ import annotations
 import copy
 import gc
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from tunekit.errors import RunCancelled, StepError
 from tunekit.plugins import Artifact, StepContext, hf
 from tunekit_trl.borrowed import borrowed, dropout_off, dropout_rates
 from tunekit_trl.measures import course
@@ -44,6 +45,10 @@ EVAL_PROMPTS = 64
 _SILENT_STEPS = 10
 """Steps without any difference between rewards after which the user is told."""
 
+_UNMEASURED = "unmeasured"
+"""File in a checkpoint that was left while held-out prompts were completed."""
+_Made = TypeVar("_Made")
+
 _MEASURED = ("reward", "reward_std", "kl", "entropy", "completion_length", "finished", "frac_reward_zero_std")
 
 
@@ -71,8 +76,8 @@ class _Online:
         model = ctx.adapter.attach(loaded.model, seed=ctx.seed) if ctx.adapter else loaded.model
         tell_dropout(ctx, model)
         with borrowed(model, tokenizer), dropout_off(model):
-            before = hf.start_samples(ctx, model, tokenizer)
             trainer = OnlineTrainer(ctx, model, tokenizer, rows, self.objective(options), held_out)
+            before = hf.start_samples(ctx, model, tokenizer)
             outcome = hf.train(ctx, trainer)
             history = trainer.state.log_history
             measured: dict[str, Any] = course(history, [*_MEASURED, *(f"rewards/{one.name}" for one in ctx.rewards)])
@@ -117,6 +122,8 @@ class OnlineTrainer(hf.CompletionTrainer):
     With ``num_iterations`` above 1 the completions serve that many steps one after the other; they are part of the
     checkpoint, so that a training that is continued goes on with the same ones. Random numbers depend on the seed, the
     optimizer step and the process alone.
+
+    A cancel is seen while completions are written, too: a checkpoint is left then. An error in one process ends all.
     """
 
     def __init__(
@@ -128,6 +135,10 @@ class OnlineTrainer(hf.CompletionTrainer):
         objective: OnlineObjective,
         held_out: list[PromptRow] | None = None,
     ) -> None:
+        # As they are trained: a reference in half precision would not be the model that the policy begins as.
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.float()
         super().__init__(ctx, model, tokenizer, rows, objective, held_out)
         self.online = objective
         self.tokenizer = tokenizer
@@ -137,6 +148,9 @@ class OnlineTrainer(hf.CompletionTrainer):
             self._batches: Any = _Repeated(self._batches, self.args.gradient_accumulation_steps, self._uses)
         self._window = -1
         self._written: list[list[dict[str, Any]]] = []
+        self._resumed: str | None = None
+        """After a resume, whose completions the checkpoint has."""
+        self._unmeasured = False
         self._silent = 0
         self._told = False
         self._reference: Any = None
@@ -174,14 +188,34 @@ class OnlineTrainer(hf.CompletionTrainer):
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         if not batches:
             return super().get_batch_samples(iter(()), 0, device)
+        if self._unmeasured:
+            self._unmeasured = False
+            self.evaluate()
         window, turn = divmod(self.state.global_step, self._uses)
+        if self._resumed is not None:
+            if turn:
+                self._agreed(lambda: self._check_window(window))
+            self._resumed = None
         if turn == 0 or self._window != window:
             self._written = self._write(batches, window)
             self._window = window
         return super().get_batch_samples(iter(self._written), len(self._written), device)
 
     def _write(self, batches: Sequence[Sequence[PromptRow]], window: int) -> list[list[dict[str, Any]]]:
-        rows = [row for batch in batches for row in batch]
+        rollouts = self._agreed(lambda: self._completed([row for batch in batches for row in batch], window))
+        if self.online.needs_ref and self.state.global_step == 0:
+            away = [value for one in rollouts for value in one.sums(one.old - one.ref)]
+            scale = max(abs(value) for one in rollouts for value in one.sums(one.ref))
+            check_start(self._ctx, self, away, max(1.0, scale))
+        learned = self.online.rows(rollouts, lambda values: self._everywhere(values, 0)[0])
+        at, made = 0, []
+        for batch in batches:
+            made.append(learned[at : at + len(batch)])
+            at += len(batch)
+        return made
+
+    def _completed(self, rows: Sequence[PromptRow], window: int) -> list[Rollout]:
+        """Completions with rewards, and the log-probabilities that the loss needs beforehand."""
         rollouts = [self.online.choose(rollout) for rollout in self._rollouts(rows, window)]
         first = self.state.global_step == 0
         model = self.accelerator.unwrap_model(self.model)
@@ -192,20 +226,71 @@ class OnlineTrainer(hf.CompletionTrainer):
         if self.online.needs_ref:
             for rollout, values in zip(rollouts, self._reference_logps(model, groups), strict=True):
                 rollout.ref = values
-            if first:
-                away = [value for one in rollouts for value in one.sums(one.old - one.ref)]
-                scale = max(abs(value) for one in rollouts for value in one.sums(one.ref))
-                check_start(self._ctx, self, away, max(1.0, scale))
-        learned = self.online.rows(rollouts, lambda values: self._everywhere(values, 0)[0])
-        at, made = 0, []
-        for batch in batches:
-            made.append(learned[at : at + len(batch)])
-            at += len(batch)
-        return made
+        return rollouts
+
+    def _agreed(self, work: Callable[[], _Made], *, measuring: bool = False) -> _Made:
+        """What ``work``, which other processes have no part in, gives. An error or a cancel in one process ends all:
+        otherwise the others would wait for it for ever.
+
+        Raises:
+            RunCancelled: after a cancel; a checkpoint is left.
+            StepError: code ``other-process`` if only another process failed.
+        """
+        made: Any = None
+        problem: Exception | None = None
+        try:
+            made = work()
+        except Exception as error:  # noqa: BLE001  (raised again, once the others know)
+            problem = error
+        cancelled = isinstance(problem, RunCancelled)
+        if problem is not None and not cancelled:
+            told: Any = f"{type(problem).__name__}: {problem}"
+        else:
+            told = cancelled
+        everyone: list[Any] = [told]
+        if self.args.world_size > 1:
+            everyone = [None] * self.args.world_size
+            torch.distributed.all_gather_object(everyone, told)
+        if problem is not None and not cancelled:
+            raise problem
+        for number, what in enumerate(everyone):
+            if isinstance(what, str):
+                raise StepError(
+                    f"Process {number} failed while completions were written or scored: {what}",
+                    code="other-process",
+                    fix="see the error of that process",
+                    details={"process": number},
+                ) from problem
+        if any(everyone):
+            raise self._cancelled(measuring) from problem
+        return made  # type: ignore[no-any-return]
+
+    def _cancelled(self, measuring: bool) -> RunCancelled:
+        """Leave a checkpoint: no optimizer step is under way while completions are written."""
+        ctx, step, folder = self._ctx, self.state.global_step, Path(self.args.output_dir)
+        if step and (measuring or hf.good_checkpoint(folder)[0] != folder / f"checkpoint-{step}"):
+            self._unmeasured = measuring
+            self._save_checkpoint(self.model, None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        return RunCancelled(
+            f"The run was cancelled in step {ctx.step.name!r} after optimizer step {step} of {self.state.max_steps}: "
+            f"{ctx.cancel.reason}.",
+            fix="run the same pipeline again in the same workdir to continue",
+            details={
+                "step": ctx.step.name,
+                "global_step": step,
+                "checkpoint": str(folder / f"checkpoint-{step}") if step else None,
+            },
+        )
+
+    def _tell(self, phase: str) -> None:
+        if self.is_world_process_zero():
+            self._ctx.progress(self.state.global_step, self.state.max_steps, "steps", phase)
 
     def _rollouts(self, rows: Sequence[PromptRow], window: int) -> list[Rollout]:
         options, count = self._ctx.options, self._ctx.options.num_generations
         wanted = [row for row in rows if row.get("counts", True)]
+        self._tell("writing")
         written = iter(
             hf.sample(
                 self.accelerator.unwrap_model(self.model),
@@ -217,6 +302,7 @@ class OnlineTrainer(hf.CompletionTrainer):
                 top_k=options.top_k,
                 count=count,
                 seed=self._seed(window),
+                cancel=self._ctx.cancel,
             )
         )
         samples = {number: next(written) for number, row in enumerate(rows) if row.get("counts", True)}
@@ -245,6 +331,7 @@ class OnlineTrainer(hf.CompletionTrainer):
             for one in self._ctx.rewards:
                 self._note(f"rewards/{one.name}", 0.0, 0.0)
             return []
+        self._tell("scoring")
         scores = self._scores(rows, samples)
         for name, values in scores.by_name.items():
             known = [value for value in values if value is not None]
@@ -301,6 +388,7 @@ class OnlineTrainer(hf.CompletionTrainer):
         try:
             with completions.attending(), torch.no_grad():
                 for numbers in completions.pieces(groups):
+                    self._ctx.cancel.raise_if_cancelled()
                     part = [groups[number] for number in numbers]
                     with self.compute_loss_context_manager():
                         made = completions(model, part).logps.float().cpu()
@@ -334,22 +422,7 @@ class OnlineTrainer(hf.CompletionTrainer):
         held_out = self.eval_dataset if eval_dataset is None else eval_dataset
         rows: list[PromptRow] = [held_out[number] for number in range(len(held_out))]
         own = rows[self.args.process_index :: self.args.world_size]
-        sums = dict.fromkeys(("reward", "completion_length", "finished"), 0.0) | {"count": float(len(own))}
-        penalty = self._ctx.options.missing_eos_penalty or 0.0
-        for begin in range(0, len(own), EVAL_PROMPTS):
-            part = own[begin : begin + EVAL_PROMPTS]
-            drawn = hf.sample(
-                self.accelerator.unwrap_model(self.model),
-                self.tokenizer,
-                [row["prompt_ids"] for row in part],
-                max_new_tokens=self._ctx.options.max_new_tokens,
-                temperature=0.0,
-            )
-            samples = [made[0] for made in drawn]
-            totals = self._scores(part, samples).total
-            sums["reward"] += sum(totals) - penalty * sum(not made.finished for made in samples)
-            sums["completion_length"] += sum(len(made.ids) for made in samples)
-            sums["finished"] += sum(made.finished for made in samples)
+        sums = self._agreed(lambda: self._held_out_sums(own), measuring=True)
         sums = self._everywhere(sums, 0)[0]
         count = max(sums.pop("count"), 1.0)
         metrics = {f"{metric_key_prefix}_{name}": value / count for name, value in sums.items()}
@@ -358,22 +431,71 @@ class OnlineTrainer(hf.CompletionTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _held_out_sums(self, rows: Sequence[PromptRow]) -> dict[str, float]:
+        """Sums over held-out rows."""
+        sums = dict.fromkeys(("reward", "completion_length", "finished"), 0.0) | {"count": float(len(rows))}
+        penalty = self._ctx.options.missing_eos_penalty or 0.0
+        # Nothing could be continued after the last step.
+        last = self.state.global_step >= self.state.max_steps
+        for begin in range(0, len(rows), EVAL_PROMPTS):
+            part = rows[begin : begin + EVAL_PROMPTS]
+            self._tell("validating")
+            drawn = hf.sample(
+                self.accelerator.unwrap_model(self.model),
+                self.tokenizer,
+                [row["prompt_ids"] for row in part],
+                max_new_tokens=self._ctx.options.max_new_tokens,
+                temperature=0.0,
+                cancel=None if last else self._ctx.cancel,
+            )
+            samples = [made[0] for made in drawn]
+            totals = self._scores(part, samples).total
+            sums["reward"] += sum(totals) - penalty * sum(not made.finished for made in samples)
+            sums["completion_length"] += sum(len(made.ids) for made in samples)
+            sums["finished"] += sum(made.finished for made in samples)
+        return sums
+
     # Completions in checkpoints.
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        if self._uses > 1:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            with hf.storage_errors(folder):
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with hf.storage_errors(folder):
+            if self._uses > 1:
                 folder.mkdir(parents=True, exist_ok=True)
-                torch.save({"window": self._window, "batches": self._written}, folder / self._rollout_file())
+                kept = {"window": self._window, "batches": self._written, "process": self._process()}
+                torch.save(kept, folder / self._rollout_file())
+            if self._unmeasured and self.is_world_process_zero():
+                (folder / _UNMEASURED).touch()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        path = Path(checkpoint) / self._rollout_file() if checkpoint else None
-        if self._uses > 1 and path is not None and path.is_file():
-            kept = torch.load(path, weights_only=True)
-            self._window, self._written = int(kept["window"]), kept["batches"]
+        if checkpoint is None:
+            return
+        self._unmeasured = (Path(checkpoint) / _UNMEASURED).is_file()
+        path = Path(checkpoint) / self._rollout_file()
+        if self._uses > 1:
+            kept = torch.load(path, weights_only=True) if path.is_file() else {}
+            self._resumed = f"completions of {kept['process']}" if kept else f"no {path.name}"
+            if kept and kept["process"] == self._process():
+                self._window, self._written = int(kept["window"]), kept["batches"]
+
+    def _check_window(self, window: int) -> None:
+        """Raises:
+        StepError: between two updates from the same completions, if the checkpoint does not have them.
+        """
+        if self._window != window:
+            raise StepError(
+                "The checkpoint lacks the completions that this process was learning from.",
+                code="completions-missing",
+                asked=f"completions of {self._process()}, window {window}",
+                found=f"{self._resumed}, window {self._window}" if self._window >= 0 else str(self._resumed),
+                fix=f"continue with as many processes as before, or delete {self.args.output_dir} and run again",
+                details={"step": self._ctx.step.name, "global_step": self.state.global_step},
+            )
+
+    def _process(self) -> str:
+        return f"process {self.args.process_index} of {self.args.world_size}"
 
     def _rollout_file(self) -> str:
         return f"completions-{self.args.process_index}.pt"

@@ -91,6 +91,8 @@ class OnlineObjective:
     needs_old = False
     """Whether log-probabilities under the policy that writes are needed besides those of the update."""
     needs_ref = False
+    reuses = False
+    """Whether completions serve more than one update."""
 
     def group(self, row: Row) -> hf.PromptGroup:
         """The prompt with its completions."""
@@ -115,6 +117,11 @@ class OnlineObjective:
         """The rows' part of the loss."""
         raise NotImplementedError
 
+    def _writer(self, flat: _Flat, values: Any) -> Any:
+        """(tokens,): log-probabilities under the policy that wrote them. With one update that is this one: those of
+        another pass would differ by rounding, and the ratio would not be 1."""
+        return flat.tokens("old", values.detach()) if self.reuses else values.detach()
+
     def _row(self, rollout: Rollout, advantages: Sequence[float], kept: Sequence[float]) -> dict[str, Any]:
         return {
             "prompt_ids": list(rollout.prompt_ids),
@@ -132,7 +139,7 @@ class GrpoObjective(OnlineObjective):
 
     def __init__(self, options: Any) -> None:
         self.options = options
-        self.needs_old = options.num_iterations > 1
+        self.reuses = self.needs_old = options.num_iterations > 1
         self.needs_ref = options.beta > 0
         self.low = options.epsilon
         self.high = options.epsilon if options.epsilon_high is None else options.epsilon_high
@@ -157,7 +164,7 @@ class GrpoObjective(OnlineObjective):
         flat = _Flat(logps, rows)
         advantages = flat.per_token("advantages")
         kept = flat.per_token("kept")
-        ratio_log = values - flat.tokens("old", values.detach())
+        ratio_log = values - self._writer(flat, values)
         if options.importance_sampling_level == "sequence":
             ratio_log = flat.means(ratio_log)[flat.owner]
         ratio = ratio_log.exp()
@@ -201,7 +208,8 @@ class RlooObjective(OnlineObjective):
     def __init__(self, options: Any) -> None:
         self.options = options
         self.needs_ref = options.beta > 0
-        self.needs_old = options.num_iterations > 1 or self.needs_ref
+        self.reuses = options.num_iterations > 1
+        self.needs_old = self.reuses or self.needs_ref
         self.low = options.epsilon
         self.high = options.epsilon if options.epsilon_high is None else options.epsilon_high
 
@@ -235,7 +243,7 @@ class RlooObjective(OnlineObjective):
         """Mean over completions."""
         flat = _Flat(logps, rows)
         values = logps.logps
-        ratio = flat.sums(values - flat.tokens("old", values.detach())).exp()
+        ratio = flat.sums(values - self._writer(flat, values)).exp()
         advantages = flat.per_completion("advantages")
         clipped = ratio.clamp(1 - self.low, 1 + self.high)
         losses = -torch.min(ratio * advantages, clipped * advantages)
