@@ -16,7 +16,7 @@ from tunekit.errors import DataError, StepError
 from tunekit.plugins import LoadedModel
 from tunekit_peft.options import LoraOptions
 from tunekit_trl.unpaired import BcoTrainer, KtoTrainer
-from tunekit_trl.unpaired_losses import mismatched, pairwise_accuracy
+from tunekit_trl.unpaired_losses import KtoObjective, Pair, PairGroups, mismatched, pairwise_accuracy
 from tunekit_trl.unpaired_options import BcoOptions, KtoOptions
 
 _spec = importlib.util.spec_from_file_location("trl_driver", Path(__file__).with_name("trl_driver.py"))
@@ -134,6 +134,23 @@ def test_mismatched_pairs() -> None:
     assert mismatched([3], rows) == [(3, 1)] and mismatched([0], rows) == [(0, 4)]
     assert mismatched([2, 3], rows) == [(2, 1), (3, 1)]
     assert mismatched([0], rows[:1]) == []
+
+
+def test_mismatched_pairs_are_made_one_at_a_time() -> None:
+    """There are as many as rows times epochs: their tokens are not held all at once."""
+    looked: list[int] = []
+
+    class Rows(list[Any]):
+        def __getitem__(self, number: Any) -> Any:
+            looked.append(number)
+            return super().__getitem__(number)
+
+    objective = KtoObjective(0.1, "kto", 1.0, 1.0)
+    objective.sets = {False: Rows({"prompt_ids": [row], "completion_ids": [10 + row]} for row in range(3))}
+    groups = PairGroups(objective, [Pair(False, 0, 2), Pair(False, 1, 0), Pair(False, 2, 1)])
+    assert len(groups) == 3 and looked == []
+    assert (groups[1].prompt, groups[1].completions) == ([1], ([10],)) and looked == [1, 0]
+    assert [group.completions[0] for group in groups] == [[12], [10], [11]]
 
 
 def test_pairwise_accuracy_counts_pairs() -> None:

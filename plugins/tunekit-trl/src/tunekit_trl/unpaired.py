@@ -18,6 +18,7 @@ from tunekit_trl.unpaired_losses import (
     BcoObjective,
     KeptShift,
     KtoObjective,
+    PairGroups,
     UnpairedObjective,
     pairwise_accuracy,
 )
@@ -118,7 +119,7 @@ class KtoTrainer(UnpairedTrainer):
             own = range(args.process_index, len(held_out), args.world_size)
             steps.append(objective.pairs([held_out[number] for number in own]))
         pairs = list(dict.fromkeys(pair for step in steps for pair in step))
-        logps = reference_logps(ctx, trainer, [objective.pair_group(pair) for pair in pairs])
+        logps = reference_logps(ctx, trainer, PairGroups(objective, pairs))
         objective.mismatched = dict(zip(pairs, logps, strict=True))
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "BcoObjective",
     "KeptShift",
     "KtoObjective",
+    "PairGroups",
     "UnpairedObjective",
     "mismatched",
     "pairwise_accuracy",
@@ -163,6 +164,21 @@ class KtoObjective(UnpairedObjective):
         above = rewards - point
         desirable, undesirable = self.weights
         return torch.where(good, desirable * (1 - sigmoid(above)), undesirable * (1 - sigmoid(-above)))
+
+
+class PairGroups(Sequence[hf.PromptGroup]):
+    """Mismatched pairs as groups; each is made when it is looked at: there are rows times epochs of them."""
+
+    def __init__(self, objective: KtoObjective, pairs: Sequence[Pair]) -> None:
+        self._objective, self._pairs = objective, pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self._objective.pair_group(pair) for pair in self._pairs[number]]
+        return self._objective.pair_group(self._pairs[number])
 
 
 class BcoObjective(UnpairedObjective):
