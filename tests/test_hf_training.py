@@ -472,3 +472,13 @@ def test_quiet_forwards_log_records(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="tunekit"), hf.quiet(), hf.quiet():
         logging.getLogger("transformers.trainer").warning("about %s", "something")
     assert ("transformers.trainer", logging.WARNING, "about something") in caplog.record_tuples
+
+
+def test_a_process_of_a_launcher_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before accelerate makes it the current one, as when a reward model is loaded."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for rank, index in (("1", 1), ("7", 0), ("", 0)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert hf.default_device() == torch.device("cuda", index)

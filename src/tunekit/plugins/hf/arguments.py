@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,14 @@ _SCHEDULES = {"wsd": "warmup_stable_decay", "constant": "constant_with_warmup"}
 
 
 def default_device() -> Any:
-    """The device models go to: the first CUDA device, Apple's, or the CPU."""
+    """The device models go to: this process's CUDA device, Apple's, or the CPU."""
     import torch
 
     if torch.cuda.is_available():
+        # A launcher's processes have one each, also before accelerate makes it the current one.
+        rank = os.environ.get("LOCAL_RANK", "")
+        if rank.isdigit() and int(rank) < torch.cuda.device_count():
+            return torch.device("cuda", int(rank))
         return torch.device("cuda", torch.cuda.current_device())
     if torch.backends.mps.is_available():
         return torch.device("mps")
