@@ -43,6 +43,42 @@ def test_pairs_from_choices_edits_ratings_and_thumbs(store: FeedbackStore) -> No
     assert [row["prompt"] for row in store.preferences(derived=False)] == ["choose", "choose", "edit"]
 
 
+def test_of_a_prompt_with_many_answers_only_as_many_pairs_are_derived_as_are_wanted(store: FeedbackStore) -> None:
+    """Of 1,500 answers there are 562,500 pairs of a good and a bad one, of which ten are asked for."""
+    store.record_many({"prompt": "hot", "completion": f"{n}", "thumbs": n % 2 == 0, "time": n} for n in range(1500))
+    store.record_many({"prompt": "all good", "completion": f"{n}", "thumbs": True} for n in range(1500))
+    store.record_many(
+        {"prompt": "rated", "completion": f"{n}", "rating": n, "scale": (0, 99), "user_hash": "u"} for n in range(100)
+    )
+    store.record("hot", "1", chosen_over="0", user_hash="u")
+    made = store.preferences(max_pairs=10)
+    hot, rated = ([row for row in made if row["prompt"] == prompt] for prompt in ("hot", "rated"))
+    assert len(made) == 20 and (hot[0]["chosen"], hot[0]["rejected"]) == ("1", "0")
+    assert all(int(row["chosen"]) % 2 == 0 and int(row["rejected"]) % 2 == 1 for row in hot[1:])
+    assert len({row["chosen"] for row in hot}) == len({row["rejected"] for row in hot}) == 10
+    wide = sorted((high - low for high in range(100) for low in range(high)), reverse=True)[:10]
+    assert sorted((int(row["chosen"]) - int(row["rejected"]) for row in rated), reverse=True) == wide
+    assert made.report.left_out["cap"] < 250
+
+
+def test_only_the_shape_that_a_step_takes_is_made(store: FeedbackStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tunekit.feedback import exports
+
+    store.record("q", "a", thumbs=True)
+    for name in ("preferences", "rated", "demonstrations", "prompts"):
+        monkeypatch.setattr(exports, name, None)
+    assert len(store.as_dataset(("feedback", "preference"))) == 1
+
+
+def test_all_pairs_of_many_answers_come_where_all_are_asked_for(store: FeedbackStore) -> None:
+    store.record_many({"prompt": "q", "completion": f"{n}", "thumbs": n % 2 == 0} for n in range(80))
+    rows = store.preferences(max_pairs=None)
+    assert {pair_key(row) for row in rows} == {
+        json.dumps(["q", f"{up}", f"{down}"]) for up in range(0, 80, 2) for down in range(1, 80, 2)
+    }
+    assert {pair_key(row) for row in store.preferences(max_pairs=1600)} == {pair_key(row) for row in rows}
+
+
 def test_disagreement_ties_and_circles_are_left_out_and_counted(store: FeedbackStore) -> None:
     for number, (better, worse) in enumerate([("a", "b")] * 3 + [("b", "a")]):
         store.record("vote", better, chosen_over=worse, user_hash=f"u{number}")

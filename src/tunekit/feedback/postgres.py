@@ -51,7 +51,8 @@ class PostgresBackend:
     again: records have ids, so that none comes twice.
 
     Args:
-        url: ``postgresql://user@host/database``, the password from ``PGPASSWORD`` or ``~/.pgpass``; a driver may be named (``postgresql+psycopg2://``).
+        url: ``postgresql://user@host/database``, the password from ``PGPASSWORD`` or ``~/.pgpass``; a driver may be
+            named (``postgresql+psycopg2://``).
         timeout: seconds to wait for a connection.
 
     Raises:

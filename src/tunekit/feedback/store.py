@@ -35,7 +35,8 @@ class FeedbackStore(Judgements):
 
     Args:
         where: a file name (SQLite; made if it is not there), ``sqlite:///name``, or ``postgresql://user@host/database``
-            (the password from ``PGPASSWORD`` or ``~/.pgpass``; needs ``tunekit[postgres]``; the table ``tunekit_feedback`` is made).
+            (the password from ``PGPASSWORD`` or ``~/.pgpass``; needs ``tunekit[postgres]``; the table
+            ``tunekit_feedback`` is made).
         scale: lowest and highest rating, for records that name no other.
         redact: what texts pass before they are written: text to text, such as :func:`redact_pii`. It sees prompts,
             answers, edits, tool calls and the texts in ``meta``.

@@ -119,6 +119,9 @@ class Judgements:
         two answers, the majority decides. Where none did, the verdicts of different users on the two answers do.
         Pairs on a circle (a over b over c over a) are left out.
 
+        Of a prompt with more than 64 answers only as many pairs are derived as a choice of ``max_pairs`` needs; the
+        report counts these.
+
         Args:
             min_votes: least number of voters on a pair that was compared, and on each answer of one that was not.
             min_agreement: least share of the majority, 0 to 1. A tie is never decided.
@@ -225,14 +228,14 @@ class Judgements:
         Raises:
             DataError: if the judgements give no such rows; it says what they give.
         """
-        made = self._exports()
+        made = _Made(self)
         wanted = tuple(accepts) or tuple(made)
         for shape in wanted:
             if made.get(shape):
                 return made[shape].as_dataset(wanted, limit=limit, on_bad_row=on_bad_row)
-        for export in made.values():
-            if export and conversion(export.schema, wanted) is not None:
-                return export.as_dataset(wanted, limit=limit, on_bad_row=on_bad_row)
+        for shape in made:
+            if conversion(shape, wanted) is not None and made[shape]:
+                return made[shape].as_dataset(wanted, limit=limit, on_bad_row=on_bad_row)
         raise DataError(
             f"{self.name} gives no {' or '.join(wanted)} rows.",
             code="no-such-feedback",
@@ -253,21 +256,10 @@ class Judgements:
         """
         from tunekit.feedback.methods import method_for
 
-        return None if stage != "align" else method_for({k: v.rows for k, v in self._exports().items()}, self.name)
-
-    def _exports(self) -> dict[str, Export]:
-        records = list(self.records())
-        rules = exports.Rules()
-        made = {
-            "preference": exports.preferences(self.name, records, rules=rules),
-            "feedback": exports.labelled(self.name, records, rules=rules),
-            "prompt_completion": exports.demonstrations(self.name, records, rules=rules),
-            "prompt": exports.prompts(self.name, records),
-        }
-        scales = {record.scale for record in records if record.scale is not None}
-        one = next(iter(scales)) if len(scales) == 1 else (0.0, 1.0)
-        made["rated"] = exports.rated(self.name, records, rules=exports.Rules(min_agreement=0.0), scale=one)
-        return made
+        if stage != "align":
+            return None
+        made = _Made(self)
+        return method_for({shape: made[shape].rows for shape in ("preference", "feedback", "rated")}, self.name)
 
     def statistics(self) -> dict[str, Any]:
         """Counts: ``records``, ``prompts``, ``users``, ``models``, ``thumbs_up``, ``thumbs_down``, ``ratings``,
@@ -288,6 +280,47 @@ class Judgements:
             times = [min(record.time, *times), max(record.time, *times)] if times else [record.time, record.time]
         sizes = {name: len(found - {""}) for name, found in seen.items()}
         return {**counts, **sizes, "first": times[0] if times else None, "last": times[1] if times else None}
+
+
+class _Made(Mapping[str, "Export"]):
+    """Shape -> rows by the default rules, of the records as of the first look; each made when it is asked for."""
+
+    _SHAPES = ("preference", "feedback", "prompt_completion", "prompt", "rated")
+
+    def __init__(self, judgements: Judgements) -> None:
+        self._name = judgements.name
+        self._records = list(judgements.records())
+        self._done: dict[str, Export] = {}
+
+    def __contains__(self, shape: object) -> bool:
+        return shape in self._SHAPES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._SHAPES)
+
+    def __len__(self) -> int:
+        return len(self._SHAPES)
+
+    def __getitem__(self, shape: str) -> Export:
+        if shape not in self._done:
+            self._done[shape] = self._make(shape)
+        return self._done[shape]
+
+    def _make(self, shape: str) -> Export:
+        if shape == "prompt":
+            return exports.prompts(self._name, self._records)
+        if shape == "rated":
+            scales = {record.scale for record in self._records if record.scale is not None}
+            one = next(iter(scales)) if len(scales) == 1 else (0.0, 1.0)
+            return exports.rated(self._name, self._records, rules=exports.Rules(min_agreement=0.0), scale=one)
+        rules = exports.Rules()
+        if shape == "preference":
+            return exports.preferences(self._name, self._records, rules=rules)
+        if shape == "feedback":
+            return exports.labelled(self._name, self._records, rules=rules)
+        if shape == "prompt_completion":
+            return exports.demonstrations(self._name, self._records, rules=rules)
+        raise KeyError(shape)
 
 
 _FIXES = {
