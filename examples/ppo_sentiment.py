@@ -4,7 +4,7 @@
 
 A reward model is trained on the sentences of SST-2 (sentence, tab, 0 or 1), then the story teller writes beginnings of
 stories, is scored by it, and learns. The mean reward should rise by a standard deviation of the scores that the
-untrained model gets, while the KL divergence stays below its target. Two minutes on one core.
+untrained model gets, while the KL divergence stays below its bound. Two minutes on one core.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> None:
     sentences = [line.rpartition("\t") for line in lines if "\t" in line]
     scored = [{"text": text, "score": float(label)} for text, _, label in sentences]
     prompts = [{"prompt": opening.format(hero)} for opening in OPENINGS for hero in HEROES]
-    target = 12.0
+    target, bound = 12.0, 15.0
     result = (
         Pipeline(model=arguments.model)
         .reward(data=scored, epochs=2, batch_size=16, learning_rate=1e-3, max_length=96, validation=0.1)
@@ -47,8 +47,10 @@ def main() -> None:
             max_length=96,
             learning_rate=3e-4,
             value_coef=0.5,
-            kl_coef=0.02,
+            kl_coef=0.15,
             kl_target=target,
+            kl_horizon=640,
+            stop_kl=bound,
             scale_scores=True,
         )
         .run(workdir=arguments.workdir, seed=0)
@@ -60,7 +62,8 @@ def main() -> None:
         print(f"{said}  length {row['completion_length']:.1f}")
     rise = (sum(row["reward"] for row in rollouts[-3:]) / 3 - rollouts[0]["reward"]) / rollouts[0]["reward_std"]
     print(f"rise of the mean reward: {rise:.2f} standard deviations of the first rollout's scores")
-    print(f"largest KL divergence: {max(row['kl'] for row in rollouts):.2f} nats per completion, target {target:g}")
+    print(f"KL divergence at the end: {step.artifact.metrics['kl_final']:.2f} nats per completion, bound {bound:g}")
+    print(f"largest on the way: {max(row['kl'] for row in rollouts):.2f}, target {target:g}")
 
 
 if __name__ == "__main__":
