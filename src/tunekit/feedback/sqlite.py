@@ -85,9 +85,9 @@ class _Forks:
 
     def _before(self) -> None:
         self._lock.acquire()
-        self._held = list(self._known)
-        for backend in self._held:
+        for backend in list(self._known):
             backend.hold()
+            self._held.append(backend)
 
     def _in_parent(self) -> None:
         held, self._held = self._held, []
@@ -96,10 +96,9 @@ class _Forks:
         self._lock.release()
 
     def _in_child(self) -> None:
-        # Of a fork that did not go through Python nothing is held, and nothing was closed: see SqliteBackend._run.
-        held, self._held = self._held, []
+        self._held = []
         self._lock = threading.Lock()
-        for backend in held:
+        for backend in list(self._known):
             backend.renew()
 
 
@@ -244,7 +243,7 @@ class SqliteBackend:
         self._lock.release()
 
     def renew(self) -> None:
-        """Go on, in the process that was forked, after :meth:`hold`."""
+        """Go on, in the process that was forked; with an error, where the fork came past :meth:`hold`."""
         self._lock = threading.RLock()
         if self._connection is None:
             self._pid = os.getpid()
