@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from tunekit.plugins import hf
 from tunekit.plugins.hf.losses import token_logps
@@ -156,3 +165,32 @@ def test_token_logps_of_rows_that_are_asked_twice(entropy: bool) -> None:
     torch.testing.assert_close(found.logps, plain)
     torch.testing.assert_close(weight.grad, expected)
     assert (found.entropy is None) is not entropy
+
+
+def _mixtral() -> Any:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64}
+    config = MixtralConfig(
+        **sizes,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        output_router_logits=True,
+        router_aux_loss_coef=0.25,
+    )
+    return MixtralForCausalLM(config).eval()
+
+
+def test_the_balance_of_experts_is_given_times_its_factor() -> None:
+    model = _mixtral()
+    row = hf.PromptGroup([5, 6, 7, 8], [[9, 10, 11]])
+    scorer = hf.CompletionModel(model, [row])
+    with scorer.attending():
+        found = scorer(model, [row]).routing
+    expected = model(input_ids=torch.tensor([[5, 6, 7, 8, 9, 10, 11]])).aux_loss
+    torch.testing.assert_close(found, 0.25 * expected)
+    assert float(found) > 0.1 and found.requires_grad
+    model.config.output_router_logits = False
+    with scorer.attending():
+        assert scorer(model, [row]).routing is None

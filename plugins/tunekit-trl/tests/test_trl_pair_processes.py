@@ -58,3 +58,47 @@ def test_two_processes_learn_from_pairs_what_one_learns(tmp_path: Path, monkeypa
             assert mine[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
     assert other == pytest.approx(weights, rel=1e-4, abs=1e-4)
     assert [len(list((tmp_path / name / "step" / "reference").iterdir())) for name in ("one", "two")] == [2, 2]
+
+
+@pytest.mark.slow
+def test_a_process_without_held_out_rows_measures_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One held-out pair for two processes; each of which computes its share of the reference."""
+    code = CODE.replace("PREFERENCES[13:]", "PREFERENCES[13:14]").replace(
+        "    train, seen = hf.train, []\n",
+        """    train, seen, asked = hf.train, [], []
+    sums = hf.CompletionTrainer.sums
+    hf.CompletionTrainer.sums = lambda self, model, groups: (asked.append(len(groups)), sums(self, model, groups))[1]
+""",
+    )
+    code = code.replace("json.dumps([kept, weights])", "json.dumps([kept, asked])")
+    assert "asked.append" in code and "kept, asked" in code
+    monkeypatch.setattr(processes, "CODE", code)
+    one, alone = processes.run(tmp_path / "one", 1, 2, 2)
+    two, share = processes.run(tmp_path / "two", 2, 2, 1)
+    assert alone == [13, 1] and share == [7, 1]
+    measured = [[row for row in log if "eval_loss" in row] for log in (one, two)]
+    assert len(measured[0]) == len(measured[1]) >= 1
+    for mine, theirs in zip(measured[1], measured[0], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_wrong_reference_in_one_process_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = CODE.replace(
+        "        made = train(ctx, trainer)\n",
+        """        if trainer.args.process_index == 1:
+            rows = trainer.train_dataset.rows
+            rows.set_column("ref_chosen_logps", [row["ref_chosen_logps"] + 50 for row in rows])
+        try:
+            train(ctx, trainer)
+        except Exception as error:
+            if trainer.is_world_process_zero():
+                Path(sys.argv[5]).write_text(json.dumps([error.code, error.details["reward"]]))
+            raise SystemExit(0)
+        raise SystemExit("nothing was found")
+""",
+    )
+    assert "nothing was found" in code
+    monkeypatch.setattr(processes, "CODE", code)
+    found, reward = processes.run(tmp_path / "two", 2, 2, 1)
+    assert found == "reference-mismatch" and reward == pytest.approx(5.0, rel=1e-2)

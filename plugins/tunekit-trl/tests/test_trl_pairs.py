@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import math
@@ -12,7 +13,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from tunekit.cancel import CancelToken
 from tunekit.data import load_dataset
@@ -430,3 +431,102 @@ def test_an_adapter_on_the_output_layer_is_trained(tmp_path: Path) -> None:
     )
     assert events.losses[0] == pytest.approx(math.log(2), abs=1e-6) and events.losses[-1] < events.losses[0] - 1e-3
     assert artifact.details["merge_proof"]["changed_tensors"] == 1
+
+
+@pytest.mark.parametrize("lora", [None, LoraOptions(r=4)], ids=["full", "lora"])
+def test_the_reference_is_computed_in_the_precision_of_the_training(
+    lora: LoraOptions | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T13: in mixed precision, and before the training begins, it is what the policy computes at the first step."""
+    from tunekit.plugins.hf import arguments
+
+    monkeypatch.setattr(
+        arguments,
+        "device_defaults",
+        lambda: {"use_cpu": True, "bf16": True, "fp16": False, "dataloader_pin_memory": False},
+    )
+    seen: dict[str, Any] = {}
+
+    class Alone(dpo.DpoTrainer):
+        def ready(self, ctx: Any, trainer: Any) -> None:
+            """Each pair by itself, as in a batch of one: the same products, which round in the same way."""
+            rows = trainer.train_dataset.rows
+            seen["together"] = [row[name] for row in rows for name in ("ref_chosen_logps", "ref_rejected_logps")]
+            seen["alone"] = torch.cat([trainer.sums(trainer.model, [group]) for group in rows.groups()]).tolist()
+            exact = driver.tiny_model().to(torch.bfloat16).double()
+            with torch.no_grad():
+                sides = [token_logps(exact, row, side).sum() for row in rows for side in ("chosen", "rejected")]
+            seen["rounding"] = float((torch.stack(sides) - torch.tensor(seen["alone"])).abs().max())
+            rows.set_reference(seen["alone"])
+            super().ready(ctx, trainer)
+
+    monkeypatch.setitem(METHODS, "dpo", (Alone, DpoOptions, {}))
+    _, events, _ = run(
+        "dpo", tmp_path, model=driver.tiny_model().to(torch.bfloat16), lora=lora, batch_size=1, max_steps=1
+    )
+    first = events.named("metrics")[0]["values"]
+    assert abs(first["rewards/chosen"]) < 1e-6 and abs(first["rewards/rejected"]) < 1e-6
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert seen["together"] == pytest.approx(seen["alone"], rel=5e-3)
+    assert seen["rounding"] > 1e-4
+
+
+def test_the_cached_reference_belongs_to_the_config(tmp_path: Path) -> None:
+    """The same weights with other rotary positions are another model."""
+    run("dpo", tmp_path, max_steps=1)
+    other = driver.tiny_model()
+    run("dpo", tmp_path, model=other, max_steps=1)
+    assert len(list((tmp_path / "reference").iterdir())) == 1
+    model = driver.tiny_model()
+    config = copy.deepcopy(model.config)
+    config.rope_parameters = {**config.rope_parameters, "rope_theta": 50.0}
+    changed = type(model)(config)
+    changed.load_state_dict(model.state_dict())
+    run("dpo", tmp_path / "other", model=changed, max_steps=1)
+    made = [next((folder / "reference").iterdir()) for folder in (tmp_path, tmp_path / "other")]
+    assert made[0].name != made[1].name and made[0].read_text() != made[1].read_text()
+
+
+def test_the_balance_of_experts_is_part_of_the_loss(tmp_path: Path) -> None:
+    """As in supervised training: its mean over the completion tokens of the optimizer step, whatever its batches."""
+
+    def trained(factor: float, name: str, **options: Any) -> tuple[list[Any], Any]:
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 288}
+        config = MixtralConfig(
+            **sizes,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            num_local_experts=4,
+            output_router_logits=True,
+            router_aux_loss_coef=factor,
+        )
+        model = MixtralForCausalLM(config).eval()
+        seen: list[Any] = []
+
+        class Watched(hf.CompletionModel):
+            def __call__(self, model: Any, groups: Any, **more: Any) -> Any:
+                made = super().__call__(model, groups, **more)
+                seen.append((sum(len(c) for group in groups for c in group.completions), made.routing))
+                return made
+
+        options = {"batch_size": 4, "max_steps": 1, "learning_rate": 1e-3, "samples": 0, **options}
+        ctx = driver.context(
+            "align",
+            tmp_path / name,
+            LoadedModel(model=model, tokenizer=driver.byte_tokenizer()),
+            driver.PREFERENCES,
+            CpoOptions(**options),
+        )
+        rows, _ = dpo.CpoTrainer().rows(ctx, Encoder(driver.byte_tokenizer(), 256), ctx.data)
+        objective = CpoObjective("sigmoid", 0.1, means=False)
+        trainer = hf.CompletionTrainer(ctx, model, None, rows, objective, puts=Watched)
+        hf.train(ctx, trainer)
+        return seen, trainer.state.log_history[0]["loss"]
+
+    _, plain = trained(0.0, "plain", batch_size=2, gradient_accumulation=2)
+    seen, loss = trained(0.5, "balanced", batch_size=2, gradient_accumulation=2)
+    tokens = sum(count for count, _ in seen)
+    added = sum(count * float(routing) for count, routing in seen) / tokens
+    assert len(seen) == 2 and seen[0][0] != seen[1][0] and added > 0.1
+    assert loss - plain == pytest.approx(added, abs=1e-5)

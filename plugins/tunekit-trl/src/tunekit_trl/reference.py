@@ -9,6 +9,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from accelerate.utils import broadcast_object_list, gather_object
+
 from tunekit.errors import StepError
 from tunekit.plugins import StepContext, hf
 
@@ -19,12 +21,16 @@ _NOISE, _HALF_NOISE = 1e-4, 2e-2
 
 _AT_A_TIME = 64
 
+# Of a config: what does not change what the model computes, and differs between one in memory and one on disk.
+_SAYS_NOTHING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+
 
 def reference_logps(ctx: StepContext, trainer: hf.CompletionTrainer, groups: Sequence[hf.PromptGroup]) -> list[float]:
     """Summed log-probability, natural logarithm, of every completion of ``groups``, in order, under the input model.
 
-    Dropout and the step's adapter are off. What was computed for the same weights, rows and precision, by this run or
-    an earlier one of the work folder, is read from the cache.
+    Dropout and the step's adapter are off. What was computed for the same weights, config, rows and precision, by this
+    run or an earlier one of the work folder, is read from the cache. Processes that ask for the same rows compute a
+    share each; all of them must call this.
 
     Args:
         ctx: the step.
@@ -36,14 +42,20 @@ def reference_logps(ctx: StepContext, trainer: hf.CompletionTrainer, groups: Seq
     """
     path = _path(ctx, trainer, groups)
     count = sum(len(group.completions) for group in groups)
-    known = _read(path, count)
-    if known is not None:
-        return known
+    rank, world = trainer.args.process_index, trainer.args.world_size
+    if world > 1 and len(set(gather_object([path.name]))) > 1:
+        rank, world = 0, 1  # each process has rows of its own
+    known = [_read(path, count) if rank == 0 else None]
+    if world > 1:
+        # What one process finds on its disk, another may not.
+        broadcast_object_list(known)
+    if known[0] is not None:
+        return known[0]
     model = trainer.model
     model.to(trainer.accelerator.device)
     # Rows of about one length together.
-    order = sorted(range(len(groups)), key=lambda number: -groups[number].tokens)
-    found: list[list[float]] = [[]] * len(groups)
+    order = sorted(range(len(groups)), key=lambda number: -groups[number].tokens)[rank::world]
+    found: dict[int, list[float]] = {}
     detached = ctx.adapter.detached(model) if ctx.adapter else contextlib.nullcontext()
     with detached, hf.fast_products(model):
         for begin in range(0, len(order), _AT_A_TIME):
@@ -56,8 +68,11 @@ def reference_logps(ctx: StepContext, trainer: hf.CompletionTrainer, groups: Seq
                 found[number] = made[at : at + size]
                 at += size
             ctx.progress(begin + len(numbers), len(order), "rows", "reference log-probabilities")
-    values = [value for part in found for value in part]
-    _write(path, values)
+    if world > 1:
+        found = {number: made for share in gather_object([found]) for number, made in share.items()}
+    values = [value for number in range(len(groups)) for value in found[number]]
+    if rank == 0:
+        _write(path, values)
     return values
 
 
@@ -66,7 +81,7 @@ def check_start(ctx: StepContext, trainer: hf.CompletionTrainer, rewards: Sequen
 
     Args:
         ctx: the step.
-        trainer: has the model.
+        trainer: has the model. All of its processes must call this.
         rewards: log-ratios of the very first batch, times beta.
         scale: beta times the size of the log-probabilities they are differences of.
 
@@ -77,6 +92,9 @@ def check_start(ctx: StepContext, trainer: hf.CompletionTrainer, rewards: Sequen
     half = args.bf16 or args.fp16 or "16" in str(trainer.model.dtype)
     limit = (_HALF_NOISE if half else _NOISE) * max(scale, 1e-6)
     worst = max(map(abs, rewards), default=0.0)
+    if args.world_size > 1:
+        # All of them stop: one that goes on would wait for the others for ever.
+        worst, limit = max(gather_object([(worst, limit)]), key=lambda pair: pair[0] / pair[1])
     if worst > limit:
         raise StepError(
             "The reference is not the model this step starts from: before the first update their rewards differ.",
@@ -93,11 +111,14 @@ def _folder(ctx: StepContext) -> Path:
 
 
 def _path(ctx: StepContext, trainer: hf.CompletionTrainer, groups: Sequence[hf.PromptGroup]) -> Path:
-    args = trainer.args
+    model, args = trainer.model, trainer.args
+    stored = sorted({str(weights.dtype) for weights in model.parameters() if weights.is_floating_point()})
+    computed = "bf16" if args.bf16 else "fp16" if args.fp16 else ""
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    for name in _SAYS_NOTHING:
+        config.pop(name, None)
     digest = hashlib.sha256()
-    digest.update(
-        json.dumps([ctx.input_weights_hash, str(trainer.model.dtype), bool(args.bf16), bool(args.fp16)]).encode()
-    )
+    digest.update(json.dumps([ctx.input_weights_hash, stored, computed, config], sort_keys=True).encode())
     for group in groups:
         digest.update(json.dumps([list(group.prompt), [list(made) for made in group.completions]]).encode())
     return _folder(ctx) / f"{digest.hexdigest()[:32]}.json"

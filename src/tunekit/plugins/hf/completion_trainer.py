@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np  # noqa: TID253  (this module is reached through the lazy package only)
@@ -20,6 +20,7 @@ from tunekit.plugins.hf.callback import TunekitCallback
 from tunekit.plugins.hf.completions import CompletionLogps, CompletionModel, PromptGroup
 from tunekit.plugins.hf.low_rank import fused_low_rank
 from tunekit.plugins.hf.products import fast_products
+from tunekit.plugins.hf.training import _trained_weights_in_float32
 from tunekit.plugins.hf.validation import AlreadyStopped, Validation
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ Ask = Callable[[Sequence[PromptGroup]], torch.Tensor]
 
 _EVAL_ROWS = 8
 _LOOK_EVERY = 20
+_TOKENS = "completion_tokens"
+"""Name among the totals of a step: its completion tokens."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class ObjectiveLoss:
     the step add up to it."""
     measured: Mapping[str, tuple[Any, float]] = field(default_factory=dict)
     """Name to (sum, count), for the log: the value of an optimizer step is the sum of the sums over the sum of the
-    counts. Sums are scalars without a gradient."""
+    counts. Sums are scalars without a gradient. The names must be the same on all processes, whatever their rows."""
 
 
 class Objective(Protocol):
@@ -72,7 +75,8 @@ class CompletionTrainer(Trainer):
     - Rows share a sequence without padding, and the completions of a row share its prompt, where the model provably
       takes that; see :class:`tunekit.plugins.hf.completions.CompletionModel`. Logits are computed at completions.
     - The loss is normalised over all rows (or tokens, as the objective says) of an optimizer step, over its
-      micro-batches and processes: eight rows at once and one row eight times are the same step.
+      micro-batches and processes: eight rows at once and one row eight times are the same step. To it comes the
+      balance of the experts of a model that has it in its loss, weighted by completion tokens.
     - A micro-batch is run in pieces, each with its own backward pass, and so takes little memory.
 
     Args:
@@ -104,6 +108,8 @@ class CompletionTrainer(Trainer):
         puts: Callable[..., Any] = CompletionModel,
     ) -> None:
         arguments = training_arguments(TrainingArguments, ctx, ctx.options, remove_unused_columns=False)
+        # Before anything is computed: the reference must come from the weights that are trained.
+        _trained_weights_in_float32(model)
         if arguments.n_gpu > 1:
             # Several devices are a launcher's matter: one process that serves them all is slower than one device.
             arguments._n_gpu = 1
@@ -128,7 +134,7 @@ class CompletionTrainer(Trainer):
             rank=arguments.process_index,
             world=arguments.world_size,
         )
-        self._totals: Mapping[str, float] = {}
+        self._totals: dict[str, float] = {}
         self._sums: dict[str, tuple[Any, float]] = {}
         self.tokens_seen = 0
         """Completion tokens that this process has learned from."""
@@ -178,8 +184,9 @@ class CompletionTrainer(Trainer):
         samples = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         rows = [row for batch in samples for row in batch if row.get("counts", True)]
         totals = dict(self.objective.totals(rows, self._ask)) if samples else {}
-        tokens = sum(len(made) for row in rows for made in self.objective.group(row).completions)
+        tokens = self._tokens(rows)
         self._totals, count = self._everywhere(totals, tokens)
+        self._totals[_TOKENS] = float(count)
         return samples, count
 
     def _everywhere(self, totals: Mapping[str, float], tokens: int) -> tuple[dict[str, float], Any]:
@@ -193,9 +200,16 @@ class CompletionTrainer(Trainer):
     def _ask(self, groups: Sequence[PromptGroup]) -> torch.Tensor:
         return self.sums(self.model, groups)
 
+    def compute_loss_context_manager(self) -> contextlib.ExitStack:
+        """The training's mixed precision: a reference that is computed before the training begins, which is when
+        ``accelerate`` puts it around the model, must not differ from the policy by its rounding."""
+        stack = super().compute_loss_context_manager()
+        stack.enter_context(self.accelerator.autocast())
+        return stack
+
     def sums(self, model: Any, groups: Sequence[PromptGroup]) -> torch.Tensor:
         """Summed log-probabilities of the completions of all groups, in order, (completions,) float32 on the CPU; no
-        gradient, dropout off."""
+        gradient, dropout off, in the precision of the training, also before it."""
         if not groups:
             return torch.zeros(0)
         was_training = model.training
@@ -235,7 +249,7 @@ class CompletionTrainer(Trainer):
             if counts:
                 # What is logged is the mean over the processes.
                 total += made.loss.detach() * self.args.world_size
-                self.tokens_seen += sum(len(c) for row in rows for c in self.objective.group(row).completions)
+                self.tokens_seen += self._tokens(rows)
         return total
 
     def _cut(self, rows: Sequence[Row]) -> list[list[Row]]:
@@ -243,9 +257,24 @@ class CompletionTrainer(Trainer):
         return [[rows[number] for number in piece] for piece in pieces]
 
     def _loss_of(self, model: Any, rows: Sequence[Row], totals: Mapping[str, float] | None = None) -> ObjectiveLoss:
+        totals = self._totals if totals is None else totals
         with self.compute_loss_context_manager():
             logps = self.completions(model, [self.objective.group(row) for row in rows])
-            return self.objective.loss(logps, rows, self._totals if totals is None else totals)
+        made = self.objective.loss(logps, rows, totals)
+        return self._with_routing(made, logps, rows, totals)
+
+    def _with_routing(
+        self, made: ObjectiveLoss, logps: Any, rows: Sequence[Row], totals: Mapping[str, float]
+    ) -> ObjectiveLoss:
+        """The loss with what the model adds for the balance of its experts: the share of these rows."""
+        routing = getattr(logps, "routing", None)
+        if routing is None:
+            return made
+        share = self._tokens(rows) / max(totals[_TOKENS], 1)
+        return replace(made, loss=made.loss + share * routing.to(made.loss.device))
+
+    def _tokens(self, rows: Sequence[Row]) -> int:
+        return sum(len(made) for row in rows for made in self.objective.group(row).completions)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, as ``transformers.Trainer.train``; with ``keep_best`` the model has the best weights afterwards."""
@@ -279,22 +308,25 @@ class CompletionTrainer(Trainer):
         held_out = self.eval_dataset if eval_dataset is None else eval_dataset
         rows = [held_out[number] for number in range(len(held_out))]
         own = rows[self.args.process_index :: self.args.world_size]
-        totals, _ = self._everywhere(dict(self.objective.totals(own, self._ask)), 0)
+        totals, tokens = self._everywhere(dict(self.objective.totals(own, self._ask)), self._tokens(own))
+        totals[_TOKENS] = float(tokens)
         was_training = self.model.training
         self.model.eval()
         sums: dict[str, tuple[Any, float]] = {}
         with self.completions.attending(), torch.no_grad():
-            for begin in range(0, len(own), _EVAL_ROWS):
+            # All processes do the same number of passes and measure the same names: one that has no row left is given
+            # one that does not count.
+            for begin in range(0, -(-len(rows) // self.args.world_size), _EVAL_ROWS):
                 if begin % _LOOK_EVERY == 0 and self.args.world_size == 1:
                     self._ctx.progress(self.state.global_step, self.state.max_steps, "steps", "validating")
-                for part in self._cut(own[begin : begin + _EVAL_ROWS]):
+                batch = own[begin : begin + _EVAL_ROWS]
+                for part in self._cut(batch or rows[:1]):
                     made = self._loss_of(self.model, part, totals)
-                    sums["loss"] = (sums.get("loss", (0.0, 1.0))[0] + made.loss, 1.0)
-                    for name, (summed, count) in made.measured.items():
+                    for name, (summed, count) in {**made.measured, "loss": (made.loss, 1.0)}.items():
                         before = sums.get(name, (0.0, 0.0))
-                        sums[name] = (before[0] + summed, before[1] + count)
+                        sums[name] = (before[0] + summed, before[1] + count) if batch else before
         self.model.train(was_training)
-        sums.setdefault("loss", (0.0, 1.0))
+        sums.setdefault("loss", (0.0, 0.0))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self._reduced(sums, "loss").items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -47,6 +47,9 @@ class CompletionLogps(NamedTuple):
     for."""
     entropy: Any = None
     """(tokens,) float32: entropy in nats of the distribution that the token is from. None: not asked for."""
+    routing: Any = None
+    """Scalar float32: the loss of the balance of the experts, times its factor; differentiable. None: the model has
+    none."""
 
     def sums(self) -> Any:
         """(completions,) float32: log-probability of each completion."""
@@ -99,7 +102,9 @@ class CompletionModel:
         self._on_cpu = next(model.parameters()).device.type == "cpu"
         total, trained = count_parameters(model)
         self._most = FULL_CPU_TOKENS if 2 * trained > total else CPU_TOKENS
-        vocabulary = int(getattr(model.config.get_text_config(), "vocab_size", 0) or 1)
+        config = model.config.get_text_config()
+        vocabulary = int(getattr(config, "vocab_size", 0) or 1)
+        self._routing = float(getattr(config, "router_aux_loss_coef", 0.0) or 0.0)
         self._most_targets = max(1, LOGITS // vocabulary)
         self.shares = share and self.layout.kind == "segments" and not branching_problem(model, probes)
         """Whether the completions of a group share their prompt."""
@@ -195,7 +200,9 @@ class CompletionModel:
         if self.temperature != 1.0:
             logits = logits.float() / self.temperature
         found = token_logps(logits, rows, targets, entropy=entropy)
-        return CompletionLogps(found.logps, made.lengths, found.correct, states, found.entropy)
+        balance = getattr(outputs, "aux_loss", None)
+        routing = self._routing * balance.float() if self._routing and balance is not None else None
+        return CompletionLogps(found.logps, made.lengths, found.correct, states, found.entropy, routing)
 
 
 def refuse_virtual_tokens(model: Any) -> None:
