@@ -76,7 +76,8 @@ def computing(model: Any) -> contextlib.AbstractContextManager[Any]:
     if len(sizes) < 2 or not halves:
         return contextlib.nullcontext()
     device = next(model.parameters()).device.type
-    return torch.autocast(device, dtype=max(halves, key=sizes.__getitem__))
+    mixed: contextlib.AbstractContextManager[Any] = torch.autocast(device, dtype=max(halves, key=sizes.__getitem__))
+    return mixed
 
 
 def device_defaults() -> dict[str, Any]:

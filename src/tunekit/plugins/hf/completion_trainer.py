@@ -203,7 +203,7 @@ class CompletionTrainer(Trainer):
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         """The training's mixed precision: a reference that is computed before the training begins, which is when
         ``accelerate`` puts it around the model, must not differ from the policy by its rounding."""
-        stack = super().compute_loss_context_manager()
+        stack: contextlib.ExitStack = super().compute_loss_context_manager()
         stack.enter_context(self.accelerator.autocast())
         return stack
 
