@@ -149,7 +149,8 @@ def test_mismatched_pairs_are_made_one_at_a_time() -> None:
     objective.sets = {False: Rows({"prompt_ids": [row], "completion_ids": [10 + row]} for row in range(3))}
     groups = PairGroups(objective, [Pair(False, 0, 2), Pair(False, 1, 0), Pair(False, 2, 1)])
     assert len(groups) == 3 and looked == []
-    assert (groups[1].prompt, groups[1].completions) == ([1], ([10],)) and looked == [1, 0]
+    second = groups[1]
+    assert (second.prompt, second.completions) == ([1], ([10],)) and looked == [1, 0]
     assert [group.completions[0] for group in groups] == [[12], [10], [11]]
 
 
