@@ -274,7 +274,7 @@ def test_rloo_is_trls(settings: dict[str, Any], policy: Any, others: Any, trl_tr
     trainer.model.zero_grad()
     inputs = _batch(rows)
     flat = [(row["prompt_ids"], ids) for row in rows for ids in row["completions"]]
-    if rows[0]["old"] is None:
+    if not objective.reuses:
         inputs["old_logps"] = torch.stack([_logps(policy.model, list(p), ids).sum() for p, ids in flat]).detach()
     else:
         inputs["old_logps"] = inputs["old_per_token_logps"].sum(1)

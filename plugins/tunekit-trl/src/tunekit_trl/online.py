@@ -135,10 +135,6 @@ class OnlineTrainer(hf.CompletionTrainer):
         objective: OnlineObjective,
         held_out: list[PromptRow] | None = None,
     ) -> None:
-        # As they are trained: a reference in half precision would not be the model that the policy begins as.
-        for parameter in model.parameters():
-            if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
-                parameter.data = parameter.data.float()
         super().__init__(ctx, model, tokenizer, rows, objective, held_out)
         self.online = objective
         self.tokenizer = tokenizer
@@ -408,9 +404,10 @@ class OnlineTrainer(hf.CompletionTrainer):
             return self._logps(model, self.completions, groups)
 
     def _loss_of(self, model: Any, rows: Any, totals: Mapping[str, float] | None = None) -> hf.ObjectiveLoss:
+        totals = self._totals if totals is None else totals
         with self.compute_loss_context_manager():
             logps = self.completions(model, [self.online.group(row) for row in rows], entropy=True)
-            return self.online.loss(logps, rows, self._totals if totals is None else totals)
+        return self._with_routing(self.online.loss(logps, rows, totals), logps, rows, totals)
 
     # Held-out prompts.
 
