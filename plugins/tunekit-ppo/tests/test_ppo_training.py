@@ -303,6 +303,20 @@ def test_the_last_rollout_is_measured_and_taken_back_beyond_the_bound(tmp_path: 
         assert torch.equal(weight, writer[f"policy.{name}"]), name
     free = dict(ctx.kept[0].model.named_parameters())
     assert any(not torch.equal(free[name], weight) for name, weight in bounded.kept[0].model.named_parameters())
+
+    cancel = CancelToken()
+
+    class Stop(driver.Events):  # type: ignore[misc]
+        def __call__(self, kind: str, **values: Any) -> None:
+            super().__call__(kind, **values)
+            if kind == "progress" and values.get("label") == "writing" and values["done"] == 8:
+                cancel.cancel("while it is measured")
+
+    with pytest.raises(RunCancelled) as stopped:
+        run(tmp_path / "cancelled", stop_kl=bound, cancel=cancel, events=Stop(), **options)
+    assert stopped.value.details["global_step"] == 8
+    again, _, _ = run(tmp_path / "cancelled", stop_kl=bound, **options)
+    assert again.metrics["kl_final"] == artifact.metrics["kl_final"] and again.details["undone"]
     with pytest.raises(StepError) as caught:
         run(tmp_path / "one", stop_kl=0.05, **{**options, "max_steps": 4, "learning_rate": 6e-2})
     assert caught.value.code == "kl-bound"
