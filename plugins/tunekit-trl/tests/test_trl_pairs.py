@@ -527,6 +527,6 @@ def test_the_balance_of_experts_is_part_of_the_loss(tmp_path: Path) -> None:
     _, plain = trained(0.0, "plain", batch_size=2, gradient_accumulation=2)
     seen, loss = trained(0.5, "balanced", batch_size=2, gradient_accumulation=2)
     tokens = sum(count for count, _ in seen)
-    added = sum(count * float(routing) for count, routing in seen) / tokens
+    added = sum(count * float(routing.detach()) for count, routing in seen) / tokens
     assert len(seen) == 2 and seen[0][0] != seen[1][0] and added > 0.1
     assert loss - plain == pytest.approx(added, abs=1e-5)
