@@ -8,12 +8,9 @@ import types
 from typing import Any
 
 from tunekit.plan import digest
+from tunekit.plugins.protocols import MissingColumnError
 
-__all__ = ["MissingColumnError", "callable_digest", "fitted", "is_reward", "name_of", "opaque_parts", "signature_of"]
-
-
-class MissingColumnError(KeyError):
-    """A reward cannot do without a column that the rows do not have; ``args[0]`` is its name."""
+__all__ = ["callable_digest", "fitted", "is_reward", "name_of", "opaque_parts", "signature_of"]
 
 
 def name_of(found: Any) -> str:

@@ -86,6 +86,10 @@ class Adapter(Protocol):
         ...
 
 
+class MissingColumnError(KeyError):
+    """A reward cannot do without a column that the rows do not have; ``args[0]`` is its name."""
+
+
 @runtime_checkable
 class Reward(Protocol):
     """Scores completions; the same signature as TRL's reward functions. Built as ``Target(options)``.

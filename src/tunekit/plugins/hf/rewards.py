@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from tunekit._reward_callables import MissingColumnError
 from tunekit.context import BoundReward
 from tunekit.errors import StepError, TunekitError, nearest
+from tunekit.plugins.protocols import MissingColumnError
 
 __all__ = ["RewardScores", "checked_scores", "score"]
 
