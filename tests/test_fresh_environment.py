@@ -126,6 +126,7 @@ def test_the_example_is_found_used_and_removed_without_a_trace(fresh: Fresh, tmp
         "quantizer": "rtn",
         "benchmark": "capitals",
         "format": "chatlog",
+        "reward": "words",
         "tracker": "csvlog",
     }
 

@@ -175,8 +175,8 @@ def one_segment(patch: Patch) -> None:
     """A mask of ones: every document of a sequence sees those before it."""
 
     class Joined(segments._Segments):
-        def __init__(self, lengths: tuple[int, ...], causal: bool, masks: Any) -> None:
-            super().__init__((sum(lengths),), causal, (None,))
+        def __init__(self, parts: tuple[Any, ...], causal: bool, masks: Any) -> None:
+            super().__init__((segments._Part(0, sum(part.length for part in parts)),), causal, (None,))
 
     patch.setattr(segments, "_Segments", Joined)
 

@@ -98,7 +98,7 @@ def padding_counted() -> Any:
     from tunekit.plugins.hf.pieces import PieceLoss
     from tunekit.plugins.hf.segments import Layout
 
-    proper = PieceLoss._inputs
+    proper = PieceLoss.inputs
 
     def inputs(self: Any, piece: Any) -> Any:
         made, targets = proper(self, piece)
@@ -109,7 +109,7 @@ def padding_counted() -> Any:
     padded = Layout("padded", "sabotage")
     with (
         patch.object(token_trainer, "proven_layout", lambda model, rows: padded),
-        patch.object(PieceLoss, "_inputs", inputs),
+        patch.object(PieceLoss, "inputs", inputs),
     ):
         yield
 

@@ -85,7 +85,7 @@ def test_the_loss_on_held_out_rows_is_measured_at_each_epoch(tmp_path: Path) -> 
 
 def test_the_best_weights_are_handed_on_and_training_stops(tmp_path: Path) -> None:
     """Trained far too fast, the held-out loss rises soon: the weights of its lowest point are the result."""
-    options = {"max_steps": 40, "validate_every": 2, "keep_best": True, "early_stopping": 3, "learning_rate": 0.3}
+    options = {"max_steps": 40, "validate_every": 2, "keep_best": True, "early_stopping": 3, "learning_rate": 3.0}
     artifact, events = train(tmp_path / "whole", **options)
     found = measured(events)
     losses = [loss for _, loss in found]
