@@ -202,7 +202,10 @@ def test_values_that_are_not_finite_leave_a_gap_and_are_counted(tmp_path: Path) 
     ],
 )
 def test_short_flat_and_empty_histories(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
-    parse(report.render_report(run(tmp_path, step(tmp_path, "sft", rows, trained())), ""))
+    page = parse(report.render_report(run(tmp_path, step(tmp_path, "sft", rows, trained())), ""))
+    lines = [attrs["points"] or "" for tag, attrs in page.tags if tag == "polyline"]
+    assert not any("nan" in line or "inf" in line for line in lines)
+    assert bool(lines) == (len([row for row in rows if math.isfinite(row["loss"])]) > 1)
 
 
 def test_scores_show_interval_size_and_the_sample_label(tmp_path: Path) -> None:

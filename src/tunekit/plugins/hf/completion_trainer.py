@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np  # noqa: TID253  (this module is reached through the lazy package only)
-import torch  # noqa: TID253
+import torch  # noqa: TID253  (this module is reached through the lazy package only)
 from torch.utils.data import DataLoader  # noqa: TID253
 from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: TID253
 
@@ -126,9 +125,9 @@ class CompletionTrainer(Trainer):
         groups = [objective.group(rows[number]) for number in range(min(8, len(rows)))]
         whole = bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
         self.completions = puts(model, groups, whole=whole)
-        lengths = np.array([objective.group(rows[number]).tokens for number in range(len(rows))], dtype=np.int64)
         self._batches = BatchPlan(
-            lengths,
+            # Rows are dealt out by number; how long they are does not matter.
+            [0] * len(rows),
             batch_size=arguments.per_device_train_batch_size,
             seed=ctx.seed,
             rank=arguments.process_index,

@@ -46,7 +46,16 @@ def _product() -> Any:
 
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
-    """``torch.nn.functional.linear`` of float32 tensors on a CPU, without a gradient, x: (tokens, size)."""
+    """``torch.nn.functional.linear``, without a gradient.
+
+    Args:
+        x: (tokens, size), float32, on a CPU, as are all three.
+        weight: (made, size); may be a transposed view.
+        bias: (made,), or None.
+
+    Returns:
+        (tokens, made).
+    """
     import torch
 
     product = _product()
@@ -91,8 +100,8 @@ def _function() -> Any:
 def fast_products(model: Any) -> Iterator[int]:
     """Have the plain linear layers of ``model`` use the faster product; gives their number, 0 where torch's own is.
 
-    Taken are ``torch.nn.Linear`` in float32 on a CPU without hooks. The layers are as they were when the context is
-    left.
+    Taken are ``torch.nn.Linear`` in float32 on a CPU; under autocast they compute as torch does. The layers are as they
+    were when the context is left.
     """
     taken = [module for module in model.modules() if _plain(module)] if _product() is not None else []
     try:
