@@ -517,11 +517,8 @@ def test_doctor_for_people() -> None:
 @pytest.mark.parametrize(
     ("versions", "accelerator", "fixes"),
     [
-        ({"torch": "2.13.0+cpu", "trl": "1.16.0", "transformers": "5.23.0", "gptqmodel": "7.6.0", "optimum": "2.3.0",
+        ({"torch": "2.13.0+cpu", "transformers": "5.23.0", "gptqmodel": "7.6.0", "optimum": "2.3.0",
           "numpy": "2.2.6"}, False, []),
-        ({"trl": "1.15.0"}, False, ["pip install 'trl>=1.16,<1.17'"]),
-        ({"trl": "1.15.0"}, True, []),
-        ({"trl": "1.14.2"}, False, []),
         ({"transformers": "4.57.6"}, True, ["pip install 'transformers>=5.15,<6'"]),
         ({"gptqmodel": "7.7.0", "torch": "2.13.0", "optimum": "2.3.0"}, True, ["pip install 'gptqmodel==7.6.0'"]),
         ({"gptqmodel": "7.7.0", "torch": "2.14.1", "optimum": "2.3.0"}, True, []),

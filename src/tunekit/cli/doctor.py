@@ -28,7 +28,6 @@ __all__ = ["Problem", "doctor_data", "doctor_view", "known_bad", "unmet_requirem
 PACKAGES = (
     "torch",
     "transformers",
-    "trl",
     "peft",
     "datasets",
     "accelerate",
@@ -94,12 +93,6 @@ class _Rule:
 
 
 RULES = (
-    _Rule(
-        when=("trl>=1.15,<1.16",),
-        cpu_only=True,
-        why="trl 1.15 needs Triton: SFT, DPO, KTO, GRPO, RLOO stop at \"'NoneType' object has no attribute 'apply'\"",
-        fix="pip install 'trl>=1.16,<1.17'",
-    ),
     _Rule(
         when=("transformers<5",),
         why="before 5.0 the SFT loss is divided by all labels in place of the shifted ones, so it is too small",

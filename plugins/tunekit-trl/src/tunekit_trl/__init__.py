@@ -1,1 +1,1 @@
-"""Supervised fine-tuning and preference alignment through TRL."""
+"""Supervised fine-tuning, preference alignment, reward models and reinforcement learning, equal to TRL in numbers."""

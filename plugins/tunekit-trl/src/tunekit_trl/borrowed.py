@@ -1,4 +1,4 @@
-"""Lend a model to a trainer of TRL, and take it back as it was but for its weights."""
+"""Lend a model to a trainer, and take it back as it was but for its weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["borrowed", "dropout_off", "dropout_rates"]
 
 @contextmanager
 def borrowed(model: Any, tokenizer: Any) -> Iterator[None]:
-    """Undo, on leaving, what TRL's trainers do to what they are given.
+    """Undo, on leaving, what trainers do to what they are given.
 
-    They put their own ``forward`` on the model, set dropout to zero, write padding ids into configs and tokenizer, add
-    tags and hooks, and seed the global random generators. Weights, and the token ids a ``Trainer`` aligns with the
-    tokenizer, stay. Warnings and log lines of the libraries are kept from the terminal.
+    They put a ``forward`` of mixed precision on the model, set dropout to zero, write padding ids into configs and
+    tokenizer, add tags and hooks, and seed the global random generators. Weights, and the token ids a ``Trainer``
+    aligns with the tokenizer, stay. Warnings and log lines of the libraries are kept from the terminal.
     """
     layers = [model]
     if hasattr(model, "get_base_model"):
@@ -60,7 +60,7 @@ def borrowed(model: Any, tokenizer: Any) -> Iterator[None]:
                     setattr(layer, name, before[name])
         for module, p in dropouts:
             module.p = p
-        # With a padding token of its own, a tokenizer is the authority; without one TRL makes one up.
+        # With a padding token of its own, a tokenizer is the authority; without one some make one up.
         if pad_token is None:
             tokenizer.pad_token = None
             for config, pad in pads:

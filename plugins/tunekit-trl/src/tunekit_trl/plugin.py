@@ -13,8 +13,6 @@ _REQUIRES = (
     "transformers>=5.15,<6",
     "accelerate>=1.13,<2",
     "datasets>=4.7,<6",
-    # 1.15 fails on machines without Triton.
-    "trl>=1.14,!=1.15.*,<1.17",
 )
 _INSTALL = "pip install tunekit-trl"
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: TRL's loss, on full batches of rows that were tokenized here."""
+"""Supervised fine-tuning: the loss of TRL's trainer, on full batches of rows."""
 
 from __future__ import annotations
 
