@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from tunekit._secrets import refuse_passwords
 from tunekit._tasks import choose_method, frozen_option
 from tunekit._values import (
     STEP_KIND,
@@ -459,6 +460,9 @@ class Builder:
         name: str | None = None,
     ) -> Self:
         passed = given(options)
+        # Before anything else is said of them.
+        own = {"kind": kind, "method": method, "input": input, "name": name}
+        refuse_passwords({**own, **passed}, of=name if isinstance(name, str) else str(kind))
         # Reserved words that a method does not name itself; the rules of check() say why they do not fit.
         adapter = passed.pop("adapter", adapter)
         input = passed.pop("input", input)
@@ -547,6 +551,7 @@ class Builder:
         """Send the events of the run to a tracker that a plugin provides. A setting; may be given more than once."""
         if not isinstance(name, str) or not name:
             raise PipelineError("A tracker needs a name.", asked=repr(name), fix='track("tensorboard")')
+        refuse_passwords({"track": name, **given(options)}, of="a tracker")
         tracker = {"name": name, **{key: plan_value(f"track.{key}", value) for key, value in given(options).items()}}
         return self._with(replace(self._plan, trackers=(*self._plan.trackers, tracker)), self._objects)
 

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tunekit._secrets import masked, refuse_passwords
 from tunekit.errors import OptionsError, PipelineError
 from tunekit.plan import AdapterPlan, FrozenDict
 
@@ -75,6 +76,7 @@ def adapter(name: str, **options: Any) -> AdapterPlan:
     """Any adapter by name, for one step: ``sft(adapter=adapter("acme-peft/vera", r=8))``."""
     if not isinstance(name, str) or not name:
         raise PipelineError("An adapter needs a name.", asked=repr(name), fix='adapter("lora", r=8)')
+    refuse_passwords({"adapter": name, **given(options)}, of="an adapter")
     return AdapterPlan(name, {key: plan_value(f"{name}.{key}", value) for key, value in given(options).items()})
 
 
@@ -108,7 +110,7 @@ def plan_value(where: str, value: Any) -> Any:
     raise OptionsError(
         f"{where} is a {type(value).__name__}, which cannot be part of a plan.",
         code="option-type",
-        asked=repr(value)[:200],
+        asked=masked(repr(value))[:200],
         fix="use text, numbers, true/false, None, lists or dicts",
     )
 

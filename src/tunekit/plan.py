@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
+from tunekit._secrets import refuse_passwords
 from tunekit.errors import OptionsError, PipelineError
 
 __all__ = [
@@ -178,6 +179,7 @@ class AdapterPlan:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        refuse_passwords({"adapter": self.name, **self.options}, of="an adapter")
         object.__setattr__(self, "options", freeze(self.options))
 
     def __hash__(self) -> int:
@@ -218,6 +220,8 @@ class StepPlan:
     adapter: AdapterPlan | str | None = "inherit"
 
     def __post_init__(self) -> None:
+        own = {"kind": self.kind, "name": self.name, "method": self.method, "input": self.input}
+        refuse_passwords({**own, **self.options}, of=self.name)
         object.__setattr__(self, "options", freeze(self.options))
 
     def __hash__(self) -> int:
@@ -254,6 +258,7 @@ class Plan:
     trackers: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
+        refuse_passwords({"model": self.model, "track": self.trackers})
         object.__setattr__(self, "trackers", freeze(self.trackers))
 
     def __hash__(self) -> int:

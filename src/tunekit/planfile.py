@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunekit._secrets import CODE, REASON, masked, password_advice, password_places, refuse_passwords
 from tunekit._tasks import choose_method
 from tunekit._values import STEP_KIND, STEP_NAME
 from tunekit.errors import ArtifactError, PipelineError, TunekitError, nearest
@@ -130,7 +131,7 @@ def load_yaml(source: str | os.PathLike[str]) -> Plan:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else 0
-        raise _invalid(where, [(line, str(getattr(error, "problem", None) or error))]) from error
+        raise _invalid(where, [(line, masked(str(getattr(error, "problem", None) or error)))]) from error
     except RecursionError as error:
         raise _invalid(where, [(0, "it is nested too deeply")]) from error
     return _plan(data, where, reader.lines, reader.problems)
@@ -162,6 +163,7 @@ def load_json(source: str | os.PathLike[str]) -> Plan:
 def _text(source: str | os.PathLike[str], looks_like_text: Any) -> tuple[str, str]:
     if isinstance(source, str) and looks_like_text(source):
         return source, ""
+    refuse_passwords({"source": source})
     path = Path(source)
     try:
         return path.read_text(encoding="utf-8-sig"), str(path)
@@ -178,7 +180,7 @@ def _text(source: str | os.PathLike[str], looks_like_text: Any) -> tuple[str, st
         ) from error
 
 
-def _invalid(where: str, problems: list[tuple[int, str]]) -> PipelineError:
+def _invalid(where: str, problems: list[tuple[int, str]], code: str = "plan-file", fix: str = "") -> PipelineError:
     shown = []
     for line, text in problems:
         place = ":".join(part for part in (where, str(line) if line else "") if part)
@@ -186,8 +188,9 @@ def _invalid(where: str, problems: list[tuple[int, str]]) -> PipelineError:
     count = len(problems)
     return PipelineError(
         f"{where or 'The text'} is no valid plan: {'one problem' if count == 1 else f'{count} problems'}.",
-        code="plan-file",
+        code=code,
         found="\n         ".join(shown),
+        fix=fix,
         details={"file": where, "problems": [{"line": line, "message": text} for line, text in problems]},
     )
 
@@ -313,6 +316,7 @@ class _Problems:
 
 
 def _plan(data: Any, where: str, lines: Mapping[_Path, int], found: list[tuple[int, str]]) -> Plan:
+    _refuse_passwords(data, where, lines)
     problems = _Problems(where, lines, found)
     if not isinstance(data, dict):
         problems.add((), f"a plan is a mapping with the key 'steps', not {_kind(data)}")
@@ -350,6 +354,16 @@ def _plan(data: Any, where: str, lines: Mapping[_Path, int], found: list[tuple[i
     if problems.found:
         raise _invalid(where, sorted(problems.found, key=lambda item: item[0]))
     return plan
+
+
+def _refuse_passwords(data: Any, where: str, lines: Mapping[_Path, int]) -> None:
+    """Before anything else is said of the plan: what is said may show what stands there."""
+    problems, fix = _Problems(where, lines, []), ""
+    for path, scheme in password_places(data):
+        problems.add(path, REASON)
+        fix = fix or password_advice(path, scheme)
+    if problems.found:
+        raise _invalid(where, problems.found, CODE, fix)
 
 
 def _kind(value: Any) -> str:

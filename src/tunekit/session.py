@@ -14,6 +14,7 @@ from tunekit._lazy import load_target
 from tunekit._manager import Hooks
 from tunekit._memory_model import MemorySource
 from tunekit._registry import Entry, PluginRecord, Registry
+from tunekit._secrets import refuse_passwords
 from tunekit.errors import (
     ArtifactError,
     DataError,
@@ -318,6 +319,7 @@ class Session:
         """
         if ref.startswith(OBJECT):
             return MemorySource(ref, _object(ref, objects))
+        refuse_passwords({"model": ref})
         component = self.model_component(ref)
         if component is not None:
             return self._source(self.create(component), ref, component.label)
@@ -397,6 +399,7 @@ class Session:
         from tunekit import data
         from tunekit.data.mixture import is_mix, open_mix
 
+        refuse_passwords({"data": ref})
         if isinstance(ref, str) and ref.startswith(OBJECT):
             ref = _object(ref, objects)
         if is_mix(ref):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tunekit._secrets import masked
 from tunekit.errors import nearest
 
 if TYPE_CHECKING:
@@ -32,5 +33,5 @@ def read_pipeline(path: Path) -> Pipeline:
         close = nearest(path.name, [file.name for file in plans]) or tuple(file.name for file in plans[:3])
         hint = f" Did you mean {' or '.join(str(folder / name) for name in close)}?" if close else ""
         kind = "is a folder, not a plan file" if path.is_dir() else "does not exist"
-        raise typer.BadParameter(f"{path} {kind}.{hint}", param_hint="PLAN")
+        raise typer.BadParameter(f"{masked(str(path))} {kind}.{hint}", param_hint="PLAN")
     return Pipeline.from_plan(read_plan(path))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tunekit._secrets import refuse_passwords
 from tunekit.data.dataset import Dataset, canonical_converter, empty_error
 from tunekit.data.detection import Reading, choose, renaming, wrong_shape
 from tunekit.data.folders import FilesSource, folder_files, glob_files, has_magic, open_files
@@ -61,6 +62,7 @@ def load_dataset(
         AmbiguousNameError: if several plugins provide the short name ``format``.
         MissingDependencyError: if reading it needs a package that is not installed.
     """
+    refuse_passwords({"data": ref})
     _check_arguments(accepts, limit, columns, on_bad_row)
     wanted = None if format is None else find_format(format, formats)
     if isinstance(ref, Dataset):

@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tunekit._secrets import refuse_passwords
 from tunekit.data.dataset import Dataset
 from tunekit.data.hub import looks_like_hub_id
 from tunekit.data.objects import Replay
@@ -61,6 +62,7 @@ def mix(
     Raises:
         DataError: if there are no parts, a weight is not above 0, or an argument is not one of those above.
     """
+    refuse_passwords({"mix": parts})
     made: dict[str, Any] = {"mix": _listed(parts), "seed": seed, "stop": stop}
     if rows is not None:
         made["rows"] = rows

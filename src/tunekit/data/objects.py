@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from pathlib import Path
 from typing import Any
 
+from tunekit._secrets import masked
 from tunekit.data.rows import RawRow, RowProblem, kind_of
 from tunekit.errors import DataError
 
@@ -194,7 +195,7 @@ def object_source(value: Any, name: str = "") -> MemorySource:
         raise DataError(
             f"{kind} is no data set.",
             code="no-dataset",
-            asked=f"{value!r:.80}",
+            asked=masked(repr(value))[:80],
             fix="pass a path, a list of rows such as [{'prompt': ..., 'completion': ...}], a generator or a function "
             "that makes one, a datasets.Dataset or a pandas DataFrame",
         )

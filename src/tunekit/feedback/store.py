@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
+from tunekit._secrets import refuse_passwords
 from tunekit.errors import DataError, OptionsError
 from tunekit.feedback.backends import Backend, Where
 from tunekit.feedback.records import (
@@ -302,17 +302,10 @@ def _backend(where: str | Path, timeout: float, durability: str, create: bool) -
             code="store-url",
             fix='pass a file name, such as "feedback.db"',
         )
+    refuse_passwords({"where": text})
     from tunekit.feedback.sqlite import SqliteBackend
 
     return SqliteBackend(Path(text).expanduser().absolute(), timeout=timeout, durability=durability, create=create)
-
-
-def _has_password(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return bool(parts.password) or any("password" in name.lower() for name, _ in parse_qsl(parts.query))
-    except ValueError:  # that it cannot be read is said where it is opened
-        return "@" in url
 
 
 def is_feedback(ref: Any) -> bool:
@@ -334,15 +327,9 @@ def opened(ref: Any) -> Any:
 
     Raises:
         ArtifactError: if it cannot be opened.
-        OptionsError: if a URL holds a password: plans, run records and logs would show it.
+        OptionsError: if a URL holds a password: plans, reports and logs would show it.
     """
     if not is_feedback(ref):
         return None
-    if isinstance(ref, str) and ref.startswith(_SCHEMES) and _has_password(ref):
-        raise OptionsError(
-            "The URL of a feedback store holds a password, which plans and records of runs would show.",
-            code="password-in-url",
-            fix="leave it out, postgresql://user@host/database, and put it into the environment variable PGPASSWORD or "
-            "the file ~/.pgpass; or pass data=FeedbackStore(url)",
-        )
+    refuse_passwords({"data": ref})
     return FeedbackStore(ref, create=False) if isinstance(ref, str | Path) else ref
