@@ -14,10 +14,11 @@ import threading
 import traceback
 import types
 import warnings
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
+from tunekit._hook_guards import Guards
 from tunekit._loading import (
     decorated_in,
     entry_points,
@@ -29,7 +30,7 @@ from tunekit._loading import (
     refuse_twins,
 )
 from tunekit._registry import Entry, PluginRecord, Registry, entry_key, spec_problem, spec_stage
-from tunekit.errors import PluginError, TunekitError, nearest
+from tunekit.errors import PluginError, nearest
 from tunekit.plan import ComponentRef
 from tunekit.plugins.decorators import code_version, decorations, is_decorated
 from tunekit.plugins.specs import (
@@ -119,7 +120,7 @@ class Hooks:
         self._registry: Registry | None = None
         self._loaded: list[_Loaded] = []
         self._records: list[PluginRecord] = []
-        self._reported: set[tuple[str, str]] = set()
+        self._guards = Guards()
 
     # Calls: one per hook, so that no other module touches pluggy.
 
@@ -311,9 +312,7 @@ class Hooks:
             return None
         carrier = types.ModuleType(record.name)
         for hook, (function, opts) in called.items():
-            wraps = opts.get("wrapper") or opts.get("hookwrapper")
-            guarded = (self._guard_wrapper if wraps else self._guard)(record, hook, function)
-            setattr(carrier, hook, _marked(guarded, {**opts, "specname": hook}))
+            setattr(carrier, hook, self._guards.guarded(record, hook, function, opts))
         self._register(carrier, f"{record.provider}:{record.name}")
         return carrier
 
@@ -394,94 +393,6 @@ class Hooks:
             if self._pm.get_name(carrier) is not None:
                 self._pm.unregister(carrier)
             raise
-
-    def _guard(self, record: PluginRecord, hook: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The implementation, wrapped so that its failure stays its own. Steps are not guarded: their errors are the
-        run's."""
-        if hook == "tunekit_run_step":
-            return _plain(function)
-
-        @functools.wraps(function)
-        def call(*arguments: Any) -> Any:
-            try:
-                answer = function(*arguments)
-                return _findings(answer) if hook == "tunekit_check_plan" else answer
-            except TunekitError:
-                if hook == "tunekit_event":
-                    self._report(record, hook)
-                    return None
-                if hook == "tunekit_check_plan":
-                    return [self._failed(record, hook)]
-                raise
-            except (Exception, SystemExit):  # noqa: BLE001  (sys.exit in a plugin must not end the host)
-                self._report(record, hook)
-                return [self._failed(record, hook)] if hook == "tunekit_check_plan" else None
-
-        return call
-
-    def _guard_wrapper(self, record: PluginRecord, hook: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A wrapper that fails is as good as not there: what it wraps counts."""
-        if hook == "tunekit_run_step":
-            return function
-
-        def findings(answers: Any) -> Any:
-            return [_findings(answer) for answer in answers] if hook == "tunekit_check_plan" else answers
-
-        @functools.wraps(function)
-        def wrap(*arguments: Any) -> Generator[None, Any, Any]:
-            wrapper = function(*arguments)
-            try:
-                next(wrapper)
-            except (Exception, SystemExit):  # noqa: BLE001
-                self._report(record, hook)
-                return (yield)
-            answer, inner = None, None
-            try:
-                try:
-                    answer = yield
-                except BaseException as error:  # noqa: BLE001  (handed to the wrapper, which raises it again)
-                    inner = error
-                    wrapper.throw(error)
-                else:
-                    wrapper.send(answer)
-                raise RuntimeError("the wrapper yields twice")
-            except StopIteration as stop:
-                result = stop.value
-            except (Exception, SystemExit):
-                if inner is not None:
-                    raise
-                self._report(record, hook)
-                return answer
-            try:
-                # The old kind of wrapper returns nothing; it changes the outcome that it was given.
-                return findings(result) if isinstance(answer, list) else result
-            except Exception:  # noqa: BLE001
-                self._report(record, hook)
-                return answer
-
-        return wrap
-
-    def _report(self, record: PluginRecord, hook: str) -> None:
-        key = (f"{record.provider}:{record.name}", hook)
-        with self._lock:
-            if key in self._reported:
-                return
-            self._reported.add(key)
-        log.exception("plugin %s failed in %s; it is passed over (reported once)", record.label, hook)
-
-    def _failed(self, record: PluginRecord, hook: str) -> Finding:
-        import sys
-
-        from tunekit.plugins.protocols import Finding
-
-        error = sys.exc_info()[1]
-        return Finding(
-            level="warning",
-            step=None,
-            code="plugin-failed",
-            message=f"Plugin {record.label} failed in {hook}: {type(error).__name__}: {error}.",
-            fix=f"update or remove {record.provider}, or set TUNEKIT_DISABLE_PLUGINS={record.provider}",
-        )
 
     def _collect(self) -> list[Entry]:
         """Ask each plugin for its specs, one hook implementation at a time."""
@@ -587,36 +498,3 @@ def _broken(record: PluginRecord, error: BaseException) -> PluginRecord:
 
 def _same(plugin: Any) -> Any:
     return plugin
-
-
-def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A plain function around ``function``: pluggy releases differ in how they bind methods of instances."""
-
-    @functools.wraps(function)
-    def call(*arguments: Any) -> Any:
-        return function(*arguments)
-
-    return call
-
-
-def _marked(function: Callable[..., Any], opts: dict[str, Any]) -> Callable[..., Any]:
-    if not inspect.isfunction(function):  # a bound method that wraps a hook: pluggy must see a generator function
-        bound = function
-
-        @functools.wraps(bound)
-        def generator(*arguments: Any) -> Any:
-            return (yield from bound(*arguments))
-
-        function = generator
-    function.__dict__["tunekit_impl"] = opts
-    return function
-
-
-def _findings(answer: Any) -> list[Finding]:
-    from tunekit.plugins.protocols import Finding
-
-    found = list(answer or ())
-    for item in found:
-        if not isinstance(item, Finding):
-            raise TypeError(f"returned {item!r}, which is no Finding")
-    return found
