@@ -36,13 +36,15 @@ def test_of_many_options_the_shared_and_the_own_ones_are_named() -> None:
 
 
 def test_an_option_of_other_methods_names_them() -> None:
-    def method(name: str, *options: str) -> type[Any]:
+    def method(name: str, *options: str, data: str = "preference") -> type[Any]:
         made = create_model(f"Options_{name}", __base__=DataOptions, **dict.fromkeys(options, (float, 1.0)))
         target = type(f"Method_{name}", (), {"__doc__": "A method.", "run": lambda self, ctx: None})
-        return trainer(name=name, stage="align", data=("preference",), options=made)(target)
+        return trainer(name=name, stage="align", data=(data,), options=made)(target)
 
     methods = [method(name, "each", *own) for name, own in (("ay", ["gamma"]), ("bee", ["gamma"]), ("see", ["two"]))]
     methods += [method(f"m{number}", "each") for number in range(3)] + [method("bare")]
+    # One that learns from other data is named only where no other has the option.
+    methods += [method("far", "gamma", "clip", data="prompt")]
     session = Session(plugins=methods, autoload=False)
 
     def said(**options: float) -> tuple[str, str]:
@@ -51,6 +53,7 @@ def test_an_option_of_other_methods_names_them() -> None:
         return found.message, found.fix
 
     assert said(gamma=1.0) == ("bare has no option 'gamma'; ay and bee have it.", "take ay or bee, or leave gamma out")
+    assert said(clip=1.0) == ("bare has no option 'clip'; far has it.", "take far, or leave clip out")
     assert said(two=1.0) == ("bare has no option 'two'; see has it.", "take see, or leave two out")
     assert said(each=1.0) == ("bare has no option 'each'; ay, bee, m0 and 3 others have it.", "leave each out")
     assert said(xyzzy=1.0)[1].startswith("use one of the options: data, ")

@@ -209,7 +209,8 @@ def _with_owners(analysis: Analysis, entry: Entry, finding: Finding) -> Finding:
     """Where an option is unknown, but one of other components of the stage: name them."""
     if finding.code != "unknown-option" or not entry.component.stage:
         return finding
-    name, owners = finding.details["option"], []
+    name, owners, alike = finding.details["option"], [], []
+    accepted = set(getattr(entry.spec, "data", ()))
     for other in analysis.session.registry.components(entry.component.kind):
         if other.component.stage != entry.component.stage or other.component == entry.component:
             continue
@@ -218,6 +219,10 @@ def _with_owners(analysis: Analysis, entry: Entry, finding: Finding) -> Finding:
             model = analysis.session.options_model(other.component)
             if model is not None and name in model.model_fields:
                 owners.append(other.component.name)
+                if accepted & set(getattr(other.spec, "data", ())):
+                    alike.append(other.component.name)
+    # What learns from other data is no way out, and may mean something else by the name.
+    owners = alike or owners
     if not owners:
         return finding
     shown = owners if len(owners) <= 4 else [*owners[:3], f"{len(owners) - 3} others"]
