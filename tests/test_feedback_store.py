@@ -42,11 +42,8 @@ while at < each:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("postgres")
-    for parent in (folder, *folder.parents[:2]):
-        parent.chmod(0o755)
-    with postgres(folder) as url:
+def server() -> Iterator[str]:
+    with postgres() as url:
         yield url
 
 
@@ -386,24 +383,6 @@ def test_what_is_redacted_never_reaches_the_file(tmp_path: Path) -> None:
     held = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     for secret in (b"ann@", b"1234567", b"192.168", b"4111 1111"):
         assert secret not in held
-
-
-@pytest.mark.parametrize(
-    ("text", "due"),
-    [
-        ("DE89 3704 0044 0532 0130 00 is it", "<IBAN> is it"),
-        ("call (555) 123-4567 or 555-123-4567", "call <PHONE> or <PHONE>"),
-        (
-            "in 2019 2020 2021, 12 345 678 people, 3.14159, 1-2-3",
-            "in 2019 2020 2021, 12 345 678 people, 3.14159, 1-2-3",
-        ),
-        ("4111 1111 1111 1112 fails Luhn", "4111 1111 1111 1112 fails Luhn"),
-        ("at 12:30:45 version 1.2.3.4.5, 127.0.0.1", "at 12:30:45 version 1.2.3.4.5, 127.0.0.1"),
-        ("2001:db8::8a2e:370:7334", "<IP>"),
-    ],
-)
-def test_what_has_the_form_of_personal_data(text: str, due: str) -> None:
-    assert redact_pii(text) == due
 
 
 def test_pseudonyms() -> None:

@@ -1,4 +1,4 @@
-"""A PostgreSQL server for tests, in a folder of its own, if its programs are installed."""
+"""A PostgreSQL server for tests, if its programs are installed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,21 +25,27 @@ def _program(name: str) -> str:
 
 
 @contextlib.contextmanager
-def postgres(folder: Path) -> Iterator[str]:
-    """Starts a server whose files are in ``folder``; gives the URL of an empty database. Skips where that cannot be."""
+def postgres() -> Iterator[str]:
+    """Starts a server in a temporary folder; gives the URL of an empty database. Skips where that cannot be."""
     pytest.importorskip("sqlalchemy", reason="not run on PostgreSQL: SQLAlchemy is not installed")
     pytest.importorskip("psycopg", reason="not run on PostgreSQL: psycopg is not installed")
     initdb, server = _program("initdb"), _program("postgres")
     as_user: dict[str, str] = {}
     if os.geteuid() == 0:  # the server refuses to run as root
-        import pwd
-
         name = next((name for name in ("postgres", "nobody") if _is_user(name)), None)
         if name is None:
             pytest.skip("not run on PostgreSQL: there is no user but root")
         as_user = {"user": name}
-        shutil.chown(folder, name)
-        assert pwd.getpwnam(name)
+    # Not in pytest's folder, which other users may not enter.
+    with tempfile.TemporaryDirectory(prefix="tunekit-postgres-", ignore_cleanup_errors=True) as folder:
+        if as_user:
+            shutil.chown(folder, as_user["user"])
+        with _served(Path(folder), initdb, server, as_user) as url:
+            yield url
+
+
+@contextlib.contextmanager
+def _served(folder: Path, initdb: str, server: str, as_user: dict[str, str]) -> Iterator[str]:
     data = folder / "data"
     made = subprocess.run(
         [initdb, "-D", data, "-U", "tunekit", "-A", "trust", "-E", "UTF8", "--locale=C"],
