@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import Field
 from typer.testing import CliRunner
 
 from tunekit import Pipeline, Session, adapter, load_dataset, lora
 from tunekit._secrets import masked, password_places
 from tunekit.cli.app import app
 from tunekit.data import mix
-from tunekit.errors import OptionsError, PipelineError, TunekitError
+from tunekit.errors import CheckFailed, OptionsError, PipelineError, TunekitError
 from tunekit.feedback import FeedbackStore
 from tunekit.plan import AdapterPlan, Plan, StepPlan
+from tunekit.plugins import DataOptions, trainer
 
 SECRET = "s3cr3tpw"
 URL = f"postgresql://ann:{SECRET}@db.example.org/feedback"
@@ -152,6 +154,25 @@ def test_rows_are_no_options() -> None:
     assert line.plan.steps[1].options["data"][0] == {"prompt": URL}
     assert Pipeline.from_yaml(line.to_yaml()) == line == Pipeline.from_json(line.to_json())
     assert list(load_dataset(rows).rows()) == rows
+
+
+def test_a_default_that_holds_one_is_not_shown() -> None:
+    class Own(DataOptions):
+        uri: str = Field(default_factory=lambda: URL)
+
+    @trainer(name="sender", stage="sft", data=("text",), options=Own)
+    class Sender:
+        """Sends rows away."""
+
+        def run(self, ctx: Any) -> Any:
+            """Nothing."""
+
+    line = Pipeline(session=Session(plugins=[Sender], autoload=False)).sft(method="sender", data=[{"text": "a"}])
+    (found,) = [finding for finding in line.check() if finding.level == "error" and finding.step == "sft"]
+    assert found.code == "password-in-url" and SECRET not in repr(found)
+    with pytest.raises(CheckFailed, match="The option uri of ") as caught:
+        line.explain()
+    assert SECRET not in said(caught.value)
 
 
 PLAN = f"""\

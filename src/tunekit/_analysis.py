@@ -9,6 +9,7 @@ from typing import Any
 
 from tunekit._option_errors import option_findings
 from tunekit._registry import Entry
+from tunekit._secrets import refuse_passwords
 from tunekit.errors import TunekitError, nearest
 from tunekit.plan import (
     ADAPTED_KINDS,
@@ -190,7 +191,9 @@ def validated(
             return None, None
         if hasattr(options, "resolve"):
             options = options.resolve(adapter=adapter)
-        return options, options.model_dump(mode="json")
+        dumped: dict[str, Any] = options.model_dump(mode="json")
+        refuse_passwords(dumped, of=what or component.id)  # a default may come out of the environment
+        return options, dumped
     except TunekitError as error:
         analysis.add_error(step, error)
     except Exception as error:  # noqa: BLE001  (code of a plugin)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunekit._secrets import refuse_passwords
 from tunekit.data.formats_base import BESIDE
 from tunekit.data.formats_trees import tree_messages
 from tunekit.data.load import load_dataset
@@ -90,6 +91,7 @@ def import_log(
                 suggestions=nearest(name, LOG_FIELDS),
                 fix=f"use one of {', '.join(LOG_FIELDS)}",
             )
+    refuse_passwords({"path": path})
     defaults.setdefault("source", Path(path).name)
     source = FileSource(Path(path), "json")
 
