@@ -156,8 +156,7 @@ def _describe(name: str, thing: griffe.Object, public: set[str]) -> Iterator[str
     if thing.is_function:
         yield _decorated(_signature(name, thing), thing)
     elif thing.is_class:
-        bases = [str(base).rpartition(".")[2] for base in thing.bases]  # type: ignore[attr-defined]
-        shown = [base for base in bases if base in public or not _is_own(thing, base)]
+        shown = list(_bases(thing, public))
         head = f"class {name}({', '.join(shown)})" if shown else f"class {name}"
         yield _decorated(head, thing)
         for member_name, member in _members(thing, public):
@@ -187,12 +186,24 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | None) else Ellipsis
 
 
-def _is_own(thing: griffe.Object, base: str) -> bool:
-    """Whether a base class is one of tunekit's that no one outside should know of."""
+def _bases(thing: griffe.Object, public: set[str]) -> Iterator[str]:
+    """Names of base classes; for one of tunekit's that no one outside should know of, those of its own."""
+    for base in thing.bases:  # type: ignore[attr-defined]
+        name = str(base).rpartition(".")[2]
+        own = None if name in public else _own(thing, name)
+        if own is None:
+            yield name
+        else:
+            yield from _bases(own, public)
+
+
+def _own(thing: griffe.Object, base: str) -> griffe.Object | None:
+    """A base class that is tunekit's."""
     try:
-        return thing.resolve(base).startswith("tunekit")
+        path = thing.resolve(base)
     except griffe.NameResolutionError:
-        return False
+        return None
+    return final(thing.modules_collection[path]) if path.startswith("tunekit") else None
 
 
 def _members(thing: griffe.Object, public: set[str]) -> list[tuple[str, griffe.Object]]:

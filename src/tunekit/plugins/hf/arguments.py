@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from tunekit.context import StepContext
     from tunekit.plugins.options import TrainOptions
 
-__all__ = ["compute_dtype", "computing", "default_device", "device_defaults", "training_arguments"]
+__all__ = ["compute_dtype", "computing", "default_device", "device_defaults", "evaluating", "training_arguments"]
 
 _MANUAL_SAVE = 500
 # The library's "constant" has no warm-up.
@@ -47,6 +48,20 @@ def compute_dtype() -> Any:
     if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32
+
+
+@contextlib.contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """A context with the model in evaluation mode and without gradients; its mode is put back."""
+    import torch
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def computing(model: Any) -> contextlib.AbstractContextManager[Any]:

@@ -10,17 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch  # noqa: TID253  (this module is reached through the lazy package only)
-from torch.utils.data import DataLoader  # noqa: TID253
-from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: TID253
+from transformers import TrainerCallback  # noqa: TID253
 
-from tunekit.plugins.hf.arguments import training_arguments
-from tunekit.plugins.hf.batches import BatchPlan
-from tunekit.plugins.hf.callback import TunekitCallback
+from tunekit.plugins.hf.arguments import evaluating
 from tunekit.plugins.hf.completions import CompletionLogps, CompletionModel, PromptGroup
-from tunekit.plugins.hf.low_rank import fused_low_rank
-from tunekit.plugins.hf.products import fast_products
+from tunekit.plugins.hf.planned_trainer import PlannedTrainer
 from tunekit.plugins.hf.training import _trained_weights_in_float32
-from tunekit.plugins.hf.validation import AlreadyStopped, Validation
 
 if TYPE_CHECKING:
     from tunekit.context import StepContext
@@ -32,7 +27,6 @@ Ask = Callable[[Sequence[PromptGroup]], torch.Tensor]
 """Summed log-probabilities of completions under the policy as it is, (completions,), no gradient."""
 
 _EVAL_ROWS = 8
-_LOOK_EVERY = 20
 _TOKENS = "completion_tokens"
 """Name among the totals of a step: its completion tokens."""
 
@@ -67,7 +61,7 @@ class Objective(Protocol):
         ...
 
 
-class CompletionTrainer(Trainer):
+class CompletionTrainer(PlannedTrainer):
     """A ``transformers.Trainer`` for losses of the log-probabilities of completions. Give it to
     :func:`tunekit.plugins.hf.train`.
 
@@ -92,8 +86,6 @@ class CompletionTrainer(Trainer):
             log-probabilities, and cannot ask.
     """
 
-    control: Any
-
     def __init__(
         self,
         ctx: StepContext,
@@ -106,59 +98,20 @@ class CompletionTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         puts: Callable[..., Any] = CompletionModel,
     ) -> None:
-        arguments = training_arguments(TrainingArguments, ctx, ctx.options, remove_unused_columns=False)
         # Before anything is computed: the reference must come from the weights that are trained.
         _trained_weights_in_float32(model)
-        if arguments.n_gpu > 1:
-            # Several devices are a launcher's matter: one process that serves them all is slower than one device.
-            arguments._n_gpu = 1
-        super().__init__(
-            model=model,
-            args=arguments,
-            train_dataset=_Counted(rows),
-            eval_dataset=validation,
-            data_collator=list,
-            processing_class=tokenizer,
-            callbacks=[TunekitCallback(ctx), _Epochs(self), *callbacks],
-        )
-        self._ctx, self.objective = ctx, objective
+        super().__init__(ctx, model, tokenizer, _Counted(rows), validation, collate=list, callbacks=callbacks)
+        self.objective = objective
         groups = [objective.group(rows[number]) for number in range(min(8, len(rows)))]
         whole = bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
         self.completions = puts(model, groups, whole=whole)
-        self._batches = BatchPlan(
-            # Rows are dealt out by number; how long they are does not matter.
-            [0] * len(rows),
-            batch_size=arguments.per_device_train_batch_size,
-            seed=ctx.seed,
-            rank=arguments.process_index,
-            world=arguments.world_size,
-        )
+        # Rows are dealt out by number; how long they are does not matter.
+        self._batches = self._plan([0] * len(rows))
         self._totals: dict[str, float] = {}
-        self._sums: dict[str, tuple[Any, float]] = {}
         self.tokens_seen = 0
         """Completion tokens that this process has learned from."""
-        self._validation: Validation | None = None
-        if validation is not None:
-            options = ctx.options
-            self._validation = Validation(
-                every=getattr(options, "validate_every", None),
-                keep_best=bool(getattr(options, "keep_best", False)),
-                patience=getattr(options, "early_stopping", None),
-                folder=ctx.dir / "checkpoints" / "best",
-            )
-            self.add_callback(self._validation)
 
     # What is trained on.
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """Micro-batches of this process, lists of rows."""
-        # Not prepared by accelerate: the plan deals out batches itself, so that no row is repeated to even them out.
-        return DataLoader(
-            self.train_dataset,
-            batch_sampler=self._batches,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-        )
 
     def planned_steps(self) -> Iterator[list[int]]:
         """Row numbers of each optimizer step of this process that something is learned from, from the first step to
@@ -191,9 +144,7 @@ class CompletionTrainer(Trainer):
     def _everywhere(self, totals: Mapping[str, float], tokens: int) -> tuple[dict[str, float], Any]:
         names = sorted(totals)
         sums = torch.tensor([*(totals[name] for name in names), tokens], dtype=torch.float64)
-        if self.args.world_size > 1:
-            sums = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
-        values = sums.tolist()
+        values = self._over_processes(sums).tolist()
         return dict(zip(names, values[:-1], strict=True)), torch.tensor(int(values[-1]), device=self.args.device)
 
     def _ask(self, groups: Sequence[PromptGroup]) -> torch.Tensor:
@@ -211,32 +162,24 @@ class CompletionTrainer(Trainer):
         gradient, dropout off, in the precision of the training, also before it."""
         if not groups:
             return torch.zeros(0)
-        was_training = model.training
-        model.eval()
         found: list[Any] = [None] * len(groups)
-        try:
-            with self.completions.attending(), torch.no_grad():
-                for numbers in self.completions.pieces(groups):
-                    part = [groups[number] for number in numbers]
-                    with self.compute_loss_context_manager():
-                        made = self.completions(model, part).sums().float().cpu()
-                    sizes = [len(group.completions) for group in part]
-                    for number, values in zip(numbers, made.split(sizes), strict=True):
-                        found[number] = values
-        finally:
-            model.train(was_training)
+        with evaluating(model), self.completions.attending():
+            for numbers in self.completions.pieces(groups):
+                part = [groups[number] for number in numbers]
+                with self.compute_loss_context_manager():
+                    made = self.completions(model, part).sums().float().cpu()
+                sizes = [len(group.completions) for group in part]
+                for number, values in zip(numbers, made.split(sizes), strict=True):
+                    found[number] = values
         return torch.cat(found)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Gradient of a micro-batch; its share of the optimizer step's loss."""
-        model.train()
-        if callable(getattr(self.optimizer, "train", None)):
-            self.optimizer.train()
+        self._training(model)
         total = torch.zeros((), device=self.args.device)
         pieces = self._cut(inputs)
         for number, rows in enumerate(pieces):
-            last = number == len(pieces) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+            with self._synced(model, number == len(pieces) - 1):
                 made = self._loss_of(model, rows)
                 counts = rows[0].get("counts", True)
                 # A distributed model averages gradients over the processes.
@@ -275,28 +218,8 @@ class CompletionTrainer(Trainer):
     def _tokens(self, rows: Sequence[Row]) -> int:
         return sum(len(made) for row in rows for made in self.objective.group(row).completions)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, as ``transformers.Trainer.train``; with ``keep_best`` the model has the best weights afterwards."""
-        try:
-            with self.completions.attending(), fused_low_rank(self.model), fast_products(self.model):
-                output = super().train(*args, **kwargs)
-        except AlreadyStopped:
-            output = None
-        validation = self._validation
-        if validation is None or any(isinstance(c, TunekitCallback) and c.stopped for c in self._callbacks()):
-            return output
-        if validation.stopped_early:
-            self._ctx.notice(
-                "early-stop",
-                f"Training ended after {self.state.global_step} of {self.state.max_steps} steps: the validation loss "
-                f"has not been lower in the last {validation.patience} measurements.",
-            )
-        validation.restore(self.model, self.state)
-        return output
-
-    def _callbacks(self) -> list[TrainerCallback]:
-        found: list[TrainerCallback] = self.callback_handler.callbacks
-        return found
+    def _attending(self) -> contextlib.AbstractContextManager[Any]:
+        return self.completions.attending()  # type: ignore[no-any-return]
 
     # What is measured.
 
@@ -309,49 +232,33 @@ class CompletionTrainer(Trainer):
         own = rows[self.args.process_index :: self.args.world_size]
         totals, tokens = self._everywhere(dict(self.objective.totals(own, self._ask)), self._tokens(own))
         totals[_TOKENS] = float(tokens)
-        was_training = self.model.training
-        self.model.eval()
         sums: dict[str, tuple[Any, float]] = {}
-        with self.completions.attending(), torch.no_grad():
+        with evaluating(self.model), self.completions.attending():
             # All processes do the same number of passes and measure the same names: one that has no row left is given
             # one that does not count.
             for begin in range(0, -(-len(rows) // self.args.world_size), _EVAL_ROWS):
-                if begin % _LOOK_EVERY == 0 and self.args.world_size == 1:
-                    self._ctx.progress(self.state.global_step, self.state.max_steps, "steps", "validating")
+                self._tell_validating(begin)
                 batch = own[begin : begin + _EVAL_ROWS]
                 for part in self._cut(batch or rows[:1]):
                     made = self._loss_of(self.model, part, totals)
                     for name, (summed, count) in {**made.measured, "loss": (made.loss, 1.0)}.items():
                         before = sums.get(name, (0.0, 0.0))
                         sums[name] = (before[0] + summed, before[1] + count) if batch else before
-        self.model.train(was_training)
         sums.setdefault("loss", (0.0, 0.0))
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self._reduced(sums, "loss").items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        measured = self._reduced(sums, "loss")
+        return self._evaluated({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
 
     def _reduced(self, sums: Mapping[str, tuple[Any, float]], added: str = "") -> dict[str, float]:
         """Means over all processes; ``added`` is a sum."""
         names = sorted(sums)
         values = torch.tensor([[float(sums[name][0]), sums[name][1]] for name in names], dtype=torch.float64)
-        if self.args.world_size > 1:
-            values = self.accelerator.reduce(values.to(self.args.device), "sum").cpu()
         return {
             name: summed if name == added else summed / max(count, 1e-12)
-            for name, (summed, count) in zip(names, values.tolist(), strict=True)
+            for name, (summed, count) in zip(names, self._over_processes(values).tolist(), strict=True)
         }
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with what the objective measured in the optimizer step."""
-        if "loss" in logs and self._sums:
-            logs.update(self._reduced(self._sums))
-            self._sums = {}
-        super().log(logs, start_time)
-
-    def floating_point_ops(self, inputs: Any) -> float:
-        """Not counted: going through all modules for it costs more than a small step."""
-        return 0.0
+    def _measured_in_step(self) -> dict[str, float]:
+        return self._reduced(self._sums)
 
 
 class _Counted:
@@ -368,13 +275,3 @@ class _Counted:
             row: Row = self.rows[number]
             return row
         return {**self.rows[~number], "counts": False}
-
-
-class _Epochs(TrainerCallback):
-    """Tells the order of rows which epoch begins."""
-
-    def __init__(self, trainer: CompletionTrainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._batches.set_epoch(int(state.epoch or 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tunekit.plugins.hf.arguments import computing
+from tunekit.plugins.hf.arguments import computing, evaluating
 from tunekit.plugins.hf.batches import Collator
 from tunekit.plugins.hf.pieces import Piece, PieceLoss
 from tunekit.plugins.hf.segments import Layout, NotSegmentable, layout_of
@@ -54,8 +54,6 @@ def isolation_problem(model: Any, documents: Sequence[Sequence[int]], layout: La
         documents: token ids; the first three with at least two tokens are used, 24 tokens each.
         layout: the layout to check; default: what :func:`tunekit.plugins.hf.segments.layout_of` says.
     """
-    import torch
-
     layout = layout_of(model) if layout is None else layout
     if not layout.packs:
         return layout.why
@@ -67,17 +65,13 @@ def isolation_problem(model: Any, documents: Sequence[Sequence[int]], layout: La
     changed = [[chosen[-1][0]] * len(chosen[0]), *chosen[1:]]
     if changed[0] == chosen[0]:
         changed[0] = [chosen[0][0], *([chosen[0][0] - 1 if chosen[0][0] else 1] * (len(chosen[0]) - 1))]
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad(), computing(model):
+        with evaluating(model), computing(model):
             alone = [_alone(model, ids) for ids in chosen]
             together = _together(model, chosen, layout)
             other = _together(model, changed, layout)
     except NotSegmentable as reason:
         return str(reason)
-    finally:
-        model.train(was_training)
     scale = max(1.0, max(float(part.abs().max()) for part in alone))
     limit = tolerance(alone[0].dtype) * scale
     apart = _largest(together, alone)
@@ -154,17 +148,13 @@ def branching_problem(model: Any, rows: Any) -> str:
         extents=(lengths,),
     )
     loss = PieceLoss(model, Layout("segments"))
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad(), computing(model):
+        with evaluating(model), computing(model):
             alone = [_alone(model, prompt + left), _alone(model, prompt + right)[len(prompt) :]]
             with loss.attending():
                 together = loss.logits(model, piece, torch.ones_like(targets, dtype=torch.bool))
     except NotSegmentable as reason:
         return str(reason)
-    finally:
-        model.train(was_training)
     scale = max(1.0, max(float(part.abs().max()) for part in alone))
     limit = tolerance(alone[0].dtype) * scale
     apart = _largest(list(together.split((len(prompt) + len(left), len(right)))), alone)

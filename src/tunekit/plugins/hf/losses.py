@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -46,14 +47,9 @@ def token_loss(logits: Any, targets: Any, *, smoothing: float = 0.0) -> TokenLos
     return TokenLoss(loss, correct)
 
 
-_made: Any = None
-
-
+@functools.cache
 def _function() -> Any:
     """The autograd function; made at first use, since torch is not imported with this module."""
-    global _made
-    if _made is not None:
-        return _made
     import torch
     from torch.autograd.function import once_differentiable
 
@@ -112,8 +108,7 @@ def _function() -> Any:
             gradient, ctx.gradient = ctx.gradient, None
             return gradient.mul_(scale).to(ctx.kind), None, None
 
-    _made = CrossEntropySum
-    return _made
+    return CrossEntropySum
 
 
 class TokenLogps(NamedTuple):
@@ -143,14 +138,9 @@ def token_logps(logits: Any, rows: Any, targets: Any, *, entropy: bool = False) 
     return TokenLogps(made, correct, spread if entropy else None)
 
 
-_logps_made: Any = None
-
-
+@functools.cache
 def _logps_function() -> Any:
     """The autograd function; made at first use, since torch is not imported with this module."""
-    global _logps_made
-    if _logps_made is not None:
-        return _logps_made
     import torch
     from torch.autograd.function import once_differentiable
 
@@ -226,8 +216,7 @@ def _logps_function() -> Any:
             shares.index_put_((rows, targets), gradient, accumulate=True)
             return shares.to(ctx.kind), None, None, None
 
-    _logps_made = TokenLogProbabilities
-    return _logps_made
+    return TokenLogProbabilities
 
 
 def _overwritable(logits: Any) -> bool:

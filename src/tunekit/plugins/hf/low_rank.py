@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,14 +11,10 @@ from tunekit.plugins.hf.products import linear
 
 __all__ = ["fused_low_rank"]
 
-_made: Any = None
 
-
+@functools.cache
 def _function() -> Any:
     """The autograd function; made at first use, since torch is not imported with this module."""
-    global _made
-    if _made is not None:
-        return _made
     import torch
     from torch.autograd.function import once_differentiable
 
@@ -46,8 +43,7 @@ def _function() -> Any:
                 of_x = linear(gradient, weight.t()).addmm_(through, down).view(ctx.shape)
             return of_x, None, None, of_down, of_up, None
 
-    _made = LowRankLinear
-    return _made
+    return LowRankLinear
 
 
 @contextlib.contextmanager

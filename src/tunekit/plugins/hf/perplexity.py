@@ -50,20 +50,18 @@ def measure_perplexity(
     """
     import torch
 
-    from tunekit.plugins.hf.arguments import compute_dtype
+    from tunekit.plugins.hf.arguments import compute_dtype, evaluating
     from tunekit.plugins.hf.batches import Collator
     from tunekit.plugins.hf.isolation import proven_layout
     from tunekit.plugins.hf.pieces import PieceLoss
 
     collate = Collator(objective)
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     loss, targets = 0.0, 0
-    try:
+    with evaluating(model):
         measure = PieceLoss(model, proven_layout(model, rows))
         half = device.type == "cuda" and compute_dtype() == torch.bfloat16
-        with measure.attending(), torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half):
+        with measure.attending(), torch.autocast(device.type, torch.bfloat16, enabled=half):
             begin = 0
             while begin < len(rows):
                 group: list[Any] = []
@@ -80,8 +78,6 @@ def measure_perplexity(
                         loss += float(measure(model, piece).loss)
                 if tick is not None:
                     tick(begin)
-    finally:
-        model.train(was_training)
     if not targets:
         raise ValueError("the rows hold no target")
     mean = loss / targets

@@ -11,8 +11,6 @@ from typing import Any
 
 __all__ = ["fast_products", "linear"]
 
-_made: Any = None
-
 
 @functools.cache
 def _product() -> Any:
@@ -64,11 +62,9 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     return product(x, weight, bias, "none", [], "")
 
 
+@functools.cache
 def _function() -> Any:
     """The autograd function; made at first use, since torch is not imported with this module."""
-    global _made
-    if _made is not None:
-        return _made
     import torch
     from torch.autograd.function import once_differentiable
 
@@ -92,8 +88,7 @@ def _function() -> Any:
                 gradient.sum(0) if of_bias else None,
             )
 
-    _made = FastLinear
-    return _made
+    return FastLinear
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tunekit.cancel import CancelToken
 from tunekit.data import as_messages, plain_pair
 from tunekit.errors import DataError, OptionsError, StepError
-from tunekit.plugins.hf.arguments import computing
+from tunekit.plugins.hf.arguments import computing, evaluating
 from tunekit.plugins.hf.facts import model_facts
 from tunekit.plugins.hf.isolation import tolerance
 from tunekit.plugins.hf.segments import NAME as SEGMENTS
@@ -173,24 +173,19 @@ def sample(
         generator = torch.Generator().manual_seed(seed % 2**63)
         draws = torch.rand((max_new_tokens, len(prompts), count), generator=generator, dtype=torch.float64)
     own = count if temperature > 0 else 1
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), computing(model), _own_attention(model):
-            writer = _Writer(
-                model=model,
-                prompts=prompts,
-                limit=max_new_tokens,
-                positions=facts.positions,
-                stops=frozenset(map(int, stop_ids)),
-                count=own,
-                chooser=_Chooser(temperature, top_p, top_k),
-                draws=draws,
-                cancel=cancel,
-            )
-            written = writer.write()
-    finally:
-        model.train(was_training)
+    with evaluating(model), computing(model), _own_attention(model):
+        writer = _Writer(
+            model=model,
+            prompts=prompts,
+            limit=max_new_tokens,
+            positions=facts.positions,
+            stops=frozenset(map(int, stop_ids)),
+            count=own,
+            chooser=_Chooser(temperature, top_p, top_k),
+            draws=draws,
+            cancel=cancel,
+        )
+        written = writer.write()
     made: list[list[Sampled]] = []
     for number, ids in enumerate(prompts):
         texts = [Sampled(tuple(tokens), ended, _text(tokenizer, ids, tokens)) for tokens, ended in written[number]]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-from tunekit.plugins.hf.arguments import computing
+from tunekit.plugins.hf.arguments import computing, evaluating
 from tunekit.plugins.hf.batches import IGNORED
 from tunekit.plugins.hf.completions import PromptGroup, refuse_virtual_tokens
 from tunekit.plugins.hf.isolation import PROBE_TOKENS, tolerance
@@ -173,19 +173,14 @@ class ScoreModel:
         import torch
 
         model = self._model
-        was_training = model.training
-        model.eval()
         found: list[Any] = [None] * len(groups)
         most = self._most if self._on_cpu else _TOKENS_AT_ONCE
-        try:
-            with self.attending(), torch.no_grad():
-                for numbers in self._cut(groups, most):
-                    part = [groups[number] for number in numbers]
-                    made = self(model, part).cpu()
-                    for number, values in zip(numbers, made.split([len(g.completions) for g in part]), strict=True):
-                        found[number] = values
-        finally:
-            model.train(was_training)
+        with evaluating(model), self.attending():
+            for numbers in self._cut(groups, most):
+                part = [groups[number] for number in numbers]
+                made = self(model, part).cpu()
+                for number, values in zip(numbers, made.split([len(g.completions) for g in part]), strict=True):
+                    found[number] = values
         labels = int(getattr(_plain(model).config, "num_labels", 1))
         return torch.cat(found) if found else torch.zeros(0, labels)
 
@@ -281,10 +276,8 @@ def _problem(scorer: ScoreModel, groups: Sequence[PromptGroup]) -> str:
     device = next(model.parameters()).device
     head = _head(model)
     rows = [[*prompt, *made] for prompt, completions in groups for made in completions]
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model):
             alone, outputs = [], []
             for row in rows:
                 with _seen(head) as seen, computing(model):
@@ -295,8 +288,6 @@ def _problem(scorer: ScoreModel, groups: Sequence[PromptGroup]) -> str:
                 scorer._forward(model, made, device)
     except NotSegmentable as reason:
         return str(reason)
-    finally:
-        model.train(was_training)
     places = torch.tensor(made.last, device=device)
     hidden = seen[-1][0]
     for what, found, expected in (

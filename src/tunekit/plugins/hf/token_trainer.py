@@ -8,18 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np  # noqa: TID253  (this module is reached through the lazy package only)
 import torch  # noqa: TID253
-from torch.utils.data import DataLoader  # noqa: TID253
-from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: TID253
+from transformers import TrainerCallback  # noqa: TID253
 
 from tunekit.errors import StepError
-from tunekit.plugins.hf.arguments import training_arguments
-from tunekit.plugins.hf.batches import BatchPlan, Collator, RowSource
-from tunekit.plugins.hf.callback import TunekitCallback
+from tunekit.plugins.hf.arguments import evaluating
+from tunekit.plugins.hf.batches import Collator, RowSource
 from tunekit.plugins.hf.isolation import proven_layout
-from tunekit.plugins.hf.low_rank import fused_low_rank
 from tunekit.plugins.hf.pieces import PieceLoss
-from tunekit.plugins.hf.products import fast_products
-from tunekit.plugins.hf.validation import AlreadyStopped, Validation
+from tunekit.plugins.hf.planned_trainer import PlannedTrainer
 
 if TYPE_CHECKING:
     from tunekit.context import StepContext
@@ -27,10 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["TokenTrainer"]
 
 _EVAL_TOKENS = 8192
-_LOOK_EVERY = 20
 
 
-class TokenTrainer(Trainer):
+class TokenTrainer(PlannedTrainer):
     """A ``transformers.Trainer`` for token rows. Give it to :func:`tunekit.plugins.hf.train`.
 
     - A micro-batch is one sequence of the rows' documents without padding; attention stays within a document on every
@@ -64,8 +59,6 @@ class TokenTrainer(Trainer):
         StepError: code ``packing``: the model cannot keep documents apart, and ``packing`` was asked for.
     """
 
-    control: Any
-
     def __init__(
         self,
         ctx: StepContext,
@@ -79,63 +72,33 @@ class TokenTrainer(Trainer):
         neftune_alpha: float | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        options = ctx.options
-        arguments = training_arguments(
-            TrainingArguments, ctx, options, remove_unused_columns=False, label_names=["targets"]
-        )
-        if arguments.n_gpu > 1:
-            # Several devices are a launcher's matter: one process that serves them all is slower than one device.
-            arguments._n_gpu = 1
         super().__init__(
-            model=model,
-            args=arguments,
-            train_dataset=RowSource(rows),
-            eval_dataset=validation,
-            data_collator=Collator(objective),
-            processing_class=tokenizer,
-            callbacks=[TunekitCallback(ctx), _Epochs(self), *callbacks],
+            ctx,
+            model,
+            tokenizer,
+            RowSource(rows),
+            validation,
+            collate=Collator(objective),
+            callbacks=callbacks,
+            pinned=True,
+            label_names=["targets"],
         )
-        self._ctx, self._neftune = ctx, neftune_alpha
+        self._neftune = neftune_alpha
         self.layout = proven_layout(model, rows)
-        packing = bool(getattr(options, "packing", False))
+        packing = bool(getattr(ctx.options, "packing", False))
         if not self.layout.packs:
             self._tell_padding(packing)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self._loss = PieceLoss(model, self.layout, smoothing=label_smoothing, whole=sharded)
         self._plain_loss = PieceLoss(model, self.layout, whole=sharded)
-        self._batches = BatchPlan(
+        self._batches = self._plan(
             row_lengths(rows),
-            batch_size=arguments.per_device_train_batch_size,
-            max_tokens=getattr(options, "max_tokens_per_batch", None),
-            pack_length=options.max_length if packing else None,
+            max_tokens=getattr(ctx.options, "max_tokens_per_batch", None),
+            pack_length=ctx.options.max_length if packing else None,
             padded=not self.layout.packs,
-            seed=ctx.seed,
-            rank=arguments.process_index,
-            world=arguments.world_size,
         )
-        self._sums: dict[str, Any] = {}
-        self._validation: Validation | None = None
-        if validation is not None:
-            self._validation = Validation(
-                every=getattr(options, "validate_every", None),
-                keep_best=bool(getattr(options, "keep_best", False)),
-                patience=getattr(options, "early_stopping", None),
-                folder=ctx.dir / "checkpoints" / "best",
-            )
-            self.add_callback(self._validation)
 
     # What is trained on.
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """Micro-batches of this process."""
-        # Not prepared by accelerate: the plan deals out batches itself, so that no row is repeated to even them out.
-        return DataLoader(
-            self.train_dataset,
-            batch_sampler=self._batches,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -143,23 +106,18 @@ class TokenTrainer(Trainer):
         """The micro-batches of an optimizer step, and the number of targets in them and in those of all processes."""
         samples = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         count = torch.tensor(sum(batch["target_count"] for batch in samples), device=device)
-        if self.args.world_size > 1:
-            count = self.accelerator.reduce(count, "sum")
-        return samples, count
+        return samples, self._over_processes(count)
 
     def training_step(self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Gradient of a micro-batch; its share of the optimizer step's loss."""
-        model.train()
-        if callable(getattr(self.optimizer, "train", None)):
-            self.optimizer.train()
+        self._training(model)
         batch = self._prepare_inputs(dict(inputs))
         pieces = self._loss.cut(batch)
         # A distributed model averages gradients over the processes.
         scale = self.args.world_size / max(1, int(num_items_in_batch))
         total = torch.zeros((), device=self.args.device)
         for number, piece in enumerate(pieces):
-            last = number == len(pieces) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+            with self._synced(model, number == len(pieces) - 1):
                 with self.compute_loss_context_manager():
                     summed = self._loss(model, piece)
                 loss = summed.loss * scale
@@ -171,28 +129,15 @@ class TokenTrainer(Trainer):
         self._count("targets", batch["target_count"])
         return total
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, as ``transformers.Trainer.train``; with ``keep_best`` the model has the best weights afterwards."""
+    @contextlib.contextmanager
+    def _attending(self) -> Iterator[None]:
         noise = self._noise_hook()
         try:
-            with self._loss.attending(), fused_low_rank(self.model), fast_products(self.model):
-                output = super().train(*args, **kwargs)
-        except AlreadyStopped:
-            output = None
+            with self._loss.attending():
+                yield
         finally:
             if noise is not None:
                 noise.remove()
-        validation = self._validation
-        if validation is None or self._cancelled():
-            return output
-        if validation.stopped_early:
-            self._ctx.notice(
-                "early-stop",
-                f"Training ended after {self.state.global_step} of {self.state.max_steps} steps: the validation loss "
-                f"has not been lower in the last {validation.patience} measurements.",
-            )
-        validation.restore(self.model, self.state)
-        return output
 
     # What is measured.
 
@@ -201,13 +146,10 @@ class TokenTrainer(Trainer):
     ) -> dict[str, float]:
         """Mean loss over all targets of the held-out rows, its exponential, and the share of targets predicted."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        was_training = self.model.training
-        self.model.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
-        with self._plain_loss.attending(), torch.no_grad():
+        with evaluating(self.model), self._plain_loss.attending():
             for number, batch in enumerate(self._validation_batches(rows)):
-                if number % _LOOK_EVERY == 0 and self.args.world_size == 1:
-                    self._ctx.progress(self.state.global_step, self.state.max_steps, "steps", "validating")
+                self._tell_validating(number)
                 batch = self._prepare_inputs(batch)
                 for piece in self._plain_loss.cut(batch):
                     with self.compute_loss_context_manager():
@@ -215,41 +157,25 @@ class TokenTrainer(Trainer):
                     sums[0] += made.loss
                     sums[1] += made.correct
                 sums[2] += batch["target_count"]
-        self.model.train(was_training)
-        if self.args.world_size > 1:
-            sums = self.accelerator.reduce(sums, "sum")
-        loss, correct, targets = sums.tolist()
+        loss, correct, targets = self._over_processes(sums).tolist()
         loss /= max(1.0, targets)
-        metrics = {
-            f"{metric_key_prefix}_loss": loss,
-            f"{metric_key_prefix}_perplexity": float(np.exp(min(loss, 700.0))),
-            f"{metric_key_prefix}_mean_token_accuracy": correct / max(1.0, targets),
-            f"{metric_key_prefix}_tokens": targets,
-        }
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return self._evaluated(
+            {
+                f"{metric_key_prefix}_loss": loss,
+                f"{metric_key_prefix}_perplexity": float(np.exp(min(loss, 700.0))),
+                f"{metric_key_prefix}_mean_token_accuracy": correct / max(1.0, targets),
+                f"{metric_key_prefix}_tokens": targets,
+            }
+        )
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the sums of the optimizer step."""
-        if "loss" in logs and self._sums:
-            sums = torch.tensor(
-                [float(self._sums[name]) for name in ("correct", "targets", "input_tokens", "width")],
-                dtype=torch.float64,
-            )
-            if self.args.world_size > 1:
-                sums = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
-            correct, targets, tokens, width = sums.tolist()
-            logs["mean_token_accuracy"] = correct / max(1.0, targets)
-            logs["input_tokens"] = tokens
-            if not self.layout.packs:
-                logs["padding_share"] = 1 - min(tokens, width) / max(1.0, width)
-            self._sums = {}
-        super().log(logs, start_time)
-
-    def floating_point_ops(self, inputs: Mapping[str, Any]) -> float:
-        """Not counted: going through all modules for it costs more than a small step."""
-        return 0.0
+    def _measured_in_step(self) -> dict[str, float]:
+        counted = [float(self._sums[name]) for name in ("correct", "targets", "input_tokens", "width")]
+        sums = self._over_processes(torch.tensor(counted, dtype=torch.float64))
+        correct, targets, tokens, width = sums.tolist()
+        found = {"mean_token_accuracy": correct / max(1.0, targets), "input_tokens": tokens}
+        if not self.layout.packs:
+            found["padding_share"] = 1 - min(tokens, width) / max(1.0, width)
+        return found
 
     def _validation_batches(self, rows: Any) -> Iterator[dict[str, Any]]:
         """Batches of neighbouring rows; every ``world_size``-th of them is this process's."""
@@ -270,9 +196,6 @@ class TokenTrainer(Trainer):
 
     def _count(self, name: str, value: Any) -> None:
         self._sums[name] = self._sums.get(name, 0) + value
-
-    def _cancelled(self) -> bool:
-        return any(isinstance(c, TunekitCallback) and c.stopped for c in self.callback_handler.callbacks)
 
     def _noise_hook(self) -> Any:
         if not self._neftune:
@@ -306,20 +229,6 @@ class TokenTrainer(Trainer):
             f"Rows are padded to the longest of a batch, since several cannot share a sequence with {name}: "
             f"{self.layout.why}. max_tokens_per_batch keeps rows of similar length together.",
         )
-
-
-class _Epochs(TrainerCallback):
-    """Tells the order of rows, and rows that change with it, which epoch begins."""
-
-    def __init__(self, trainer: TokenTrainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        epoch = int(state.epoch or 0)
-        self.trainer._batches.set_epoch(epoch)
-        rows = self.trainer.train_dataset.rows
-        if hasattr(rows, "set_epoch"):
-            rows.set_epoch(epoch)
 
 
 def row_lengths(rows: Any) -> np.ndarray[Any, Any]:
