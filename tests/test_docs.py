@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from run_pages import BLOCK, code_of
 
+from tunekit.testing import warm
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
@@ -41,9 +43,7 @@ SHARED = sorted((p for p in CODE if short(p).startswith(TOGETHER)), key=lambda p
 
 @pytest.mark.parametrize("page", [page for page in CODE if page not in SHARED], ids=short)
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", code_of(page)], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+    done = warm.run(["-c", code_of(page)], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -120,6 +120,5 @@ def test_the_example_plan_is_the_line() -> None:
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
 def test_examples_import_what_exists(script: Path) -> None:
-    code = f"import runpy; runpy.run_path({str(script)!r}, run_name='imported')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = warm.run(["-c", f"import runpy; runpy.run_path({str(script)!r}, run_name='imported')"])
     assert done.returncode == 0, done.stderr

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 from run_pages import code_of
+
+from tunekit.testing import warm
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "how-to" / "plugins"
@@ -59,15 +59,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, st
         (folder / f"test_page_{name}.py").write_text(suite_of(page, plugin), encoding="utf-8")
     report = folder / "report.xml"
     flags = ["-q", "-p", "no:cacheprovider", "--rootdir", folder, "--tunekit-update", "--junitxml", report]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *flags, folder],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    env = {**os.environ, "PYTHONPATH": str(folder)}
+    done = warm.run(["-m", "pytest", *flags, folder], cwd=folder, env=env, timeout=600)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     found: dict[str, dict[str, str]] = {}
     for case in ElementTree.parse(report).iter("testcase"):

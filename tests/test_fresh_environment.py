@@ -36,7 +36,7 @@ class Fresh:
         kept = {
             key: value
             for key, value in os.environ.items()
-            if not key.startswith(("TUNEKIT_", "VIRTUAL_ENV", "PYTHONPATH", "PYTEST_", "COV_"))
+            if not key.startswith(("TUNEKIT_", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONDONTWRITE", "PYTEST_", "COV_"))
         }
         self.env = {
             **kept,
@@ -44,6 +44,8 @@ class Fresh:
             "PIP_FIND_LINKS": f"{self.wheels} {kept.get('PIP_FIND_LINKS', '')}".strip(),
             "PIP_CONSTRAINT": str(ROOT / "constraints.txt"),
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            # Of ten thousand modules few are ever imported; those are compiled then.
+            "PIP_NO_COMPILE": "1",
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "COLUMNS": "100",

@@ -20,6 +20,7 @@ from tunekit.errors import ArtifactError, CheckFailed, StepError
 from tunekit.events import Event, StepFailed
 from tunekit.plugins import AdapterSpec, hookimpl
 from tunekit.results import RunResult
+from tunekit.testing import warm
 
 PAIRS = [
     {"prompt": f"Say {word}.", "chosen": f"{word}!", "rejected": "No, I will not."}
@@ -149,15 +150,14 @@ def test_the_int4_model_loads_and_speaks(line: tuple[RunResult, list[Event], Wat
     assert isinstance(raw, str)
 
 
-def drive(workdir: Path, *args: str) -> subprocess.CompletedProcess[str]:
+def drive(workdir: Path, *args: str, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+    """``fresh``: in a new interpreter, whose hashes are other ones."""
+    arguments = [line_driver.__file__, str(workdir), *args]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, line_driver.__file__, str(workdir), *args],
-        capture_output=True,
-        text=True,
-        env=env,
-        timeout=600,
-    )
+    if fresh:
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
+    return warm.run(arguments, env=env, timeout=600)
 
 
 def losses(workdir: Path) -> list[tuple[int, float]]:
@@ -168,7 +168,7 @@ def losses(workdir: Path) -> list[tuple[int, float]]:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, float]]:
     folder = tmp_path_factory.mktemp("whole")
-    done = drive(folder)
+    done = drive(folder, fresh=True)
     assert done.returncode == 0, done.stderr
     return losses(folder)
 

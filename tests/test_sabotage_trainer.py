@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,6 +10,8 @@ from xml.etree import ElementTree
 import pytest
 
 pytest.importorskip("tunekit_trl")
+
+from tunekit.testing import warm
 
 pytestmark = pytest.mark.slow
 
@@ -62,15 +63,13 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     )
     chosen = list(BUGS.items()) + [(name, test) for name, tests in HONEST.items() for test in tests]
     support = Path(__file__).parent / "support"
-    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider"]
+    command = ["-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider"]
     command += ["-p", "tunekit.testing.pytest", "--junitxml", "out.xml"]
-    done = subprocess.run(
+    done = warm.run(
         [*command, *(f"test_them.py::{names[bug]}::{test}" for bug, test in chosen)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(support), *filter(None, sys.path)])},
-        capture_output=True,
-        text=True,
-        check=False,
+        timeout=600,
     )
     assert done.returncode == 1, done.stdout + done.stderr
     found = {}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from pathlib import Path
+
+from tunekit.testing import warm
 
 SUPPORT = Path(__file__).parent
 
@@ -22,14 +22,12 @@ def run_suites(folder: Path, source: str, wanted: Iterable[str] = ()) -> dict[tu
     """
     file, report = folder / "test_suites.py", folder / "junit.xml"
     file.write_text(source, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tunekit.testing.pytest"]
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tunekit.testing.pytest"]
     command += ["--noconftest", "--import-mode=importlib", "-c", os.devnull, f"--rootdir={folder}"]
     command += [f"--basetemp={folder / 'tmp'}", f"--junitxml={report}", "-W", "error::pytest.PytestCollectionWarning"]
     command += [f"{file}::{each}" for each in wanted] or [str(file)]
     path = os.pathsep.join(filter(None, (str(SUPPORT), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False, cwd=folder
-    )
+    done = warm.run(command, env={**os.environ, "PYTHONPATH": path}, cwd=folder, timeout=600)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     found: dict[tuple[str, str], str] = {}
     for case in ElementTree.parse(report).getroot().iter("testcase"):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 
 from tunekit import Pipeline
+from tunekit.testing import warm
 from tunekit_evals import TransformersRunner
 
 CHILD = """
@@ -52,13 +51,9 @@ def test_killed_and_continued(stories260k: Path, tmp_path: Path, monkeypatch: py
     assert sum(asked) == 48 + 20
     asked.clear()
 
-    killed = subprocess.run(
-        [sys.executable, "-c", CHILD.format(after=AFTER), str(stories260k), str(tmp_path / "killed")],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    arguments = ["-c", CHILD.format(after=AFTER), stories260k, tmp_path / "killed"]
+    killed = warm.run(arguments, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     again = pipeline.run(workdir=tmp_path / "killed", seed=0)
     assert sum(asked) == 48 + 20 - AFTER
     for name in ("mmlu", "gsm8k"):

@@ -10,7 +10,6 @@ import math
 import os
 import random
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from tunekit.events import CheckpointSaved, Event, MetricLogged
 from tunekit.pipeline import Pipeline
 from tunekit.plan import digest
 from tunekit.plugins.marker import hookimpl
+from tunekit.testing import warm
 from tunekit.testing.driver import write_job
 from tunekit.testing.model_probes import logits, told
 from tunekit.testing.recording import RecordingEvents
@@ -261,13 +261,8 @@ class Trial:
             die=(pipeline.plan.steps[-1].name, at),
             name=f"{name}-job",
         )
-        done = subprocess.run(
-            [sys.executable, "-m", "tunekit.testing.driver", str(job)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        done = warm.run(["-m", "tunekit.testing.driver", job], env=env)
         if done.returncode >= 0:
             sys.stderr.write(done.stderr)
         return done.returncode
