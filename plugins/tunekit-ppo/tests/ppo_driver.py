@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.cancel import CancelToken
-from tunekit.context import BoundReward, StepContext
+from tunekit.context import BoundReward
 from tunekit.data import load_dataset
-from tunekit.plan import ComponentRef, ResolvedAdapter, ResolvedStep
 from tunekit.plugins import LoadedModel
 from tunekit.testing import tiny_model, tiny_tokenizer
+from tunekit.testing.contexts import BuiltContext, StepEvents, step_context
 from tunekit_ppo.options import PpoOptions
 
 __all__ = ["LETTERS", "PROMPTS", "Events", "context", "loaded", "share"]
@@ -20,21 +20,7 @@ PROMPTS = [{"prompt": text} for text in ("ab", "a longer prompt", "cd?", "e", "w
 LETTERS = "abcdefgh"
 
 
-class Events(list[tuple[str, dict[str, Any]]]):
-    """What a step said, in order."""
-
-    def __call__(self, kind: str, **values: Any) -> None:
-        self.append((kind, values))
-
-    def named(self, kind: str) -> list[dict[str, Any]]:
-        return [values for name, values in self if name == kind]
-
-    def codes(self) -> list[str]:
-        return [values["code"] for values in self.named("notice")]
-
-    def values(self, name: str) -> list[float]:
-        """A logged number, wherever it was logged."""
-        return [values["values"][name] for values in self.named("metrics") if name in values["values"]]
+Events = StepEvents
 
 
 def loaded(**arguments: Any) -> LoadedModel:
@@ -63,44 +49,19 @@ def context(
     events: Callable[..., None] | None = None,
     cancel: CancelToken | None = None,
     **options: Any,
-) -> StepContext:
+) -> BuiltContext:
     """A context as the core builds it. ``reward``: a function, or a list of :class:`BoundReward`."""
-    rewards = reward if isinstance(reward, list) else [BoundReward(name="score", reward=reward)]
-    start = loaded() if start is None else start
-    folder.mkdir(parents=True, exist_ok=True)
-    kept: list[LoadedModel] = []
-    bound = None
-    if adapter is not None:
-        part = ComponentRef(kind="adapter", name="lora", provider="tunekit-peft", version="0", target="x:y")
-        bound = ResolvedAdapter(component=part, options={}, label="lora")
-    component = ComponentRef(
-        kind="trainer", name="ppo", provider="tunekit-ppo", version="0", target="x:y", stage="align"
-    )
-    ctx = StepContext(
-        run_id="test",
-        step=ResolvedStep(
-            index=1,
-            kind="align",
-            name="align",
-            component=component,
-            options={},
-            input=None,
-            adapter=bound,
-            trains="lora" if adapter else "full",
-            data="list",
-        ),
-        options=PpoOptions(**options).resolve(adapter="lora" if adapter else None),
-        seed=seed,
-        dir=folder,
-        cancel=cancel or CancelToken(),
-        input=None,
+    return step_context(
+        folder,
+        PpoOptions(**options).resolve(adapter="lora" if adapter else None),
+        kind="align",
+        name="ppo",
+        provider="tunekit-ppo",
+        loaded=loaded() if start is None else start,
         adapter=adapter,
+        seed=seed,
+        events=events,
+        cancel=cancel,
         data=load_dataset(PROMPTS if rows is None else rows, accepts=("prompt",)),
-        rewards=rewards,
-        _component=lambda: None,
-        _load=lambda: start,
-        _keep=kept.append,
-        _emit=Events() if events is None else events,
+        rewards=reward if isinstance(reward, list) else [BoundReward(name="score", reward=reward)],
     )
-    ctx.kept = kept  # type: ignore[attr-defined]
-    return ctx

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +13,10 @@ import torch
 
 from tunekit.plugins import LoadedModel
 from tunekit.testing import tiny_model, tiny_tokenizer
+from tunekit.testing.beside import beside
 from tunekit_ppo.ppo import PpoComponent
 
-_spec = importlib.util.spec_from_file_location("ppo_driver", Path(__file__).with_name("ppo_driver.py"))
-assert _spec is not None and _spec.loader is not None
-driver: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(driver)
+driver = beside(__file__, "ppo_driver")
 
 TOKENS = 8
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,15 @@ from typing import Any
 import torch
 
 from tunekit.cancel import CancelToken
-from tunekit.context import BoundReward, StepContext
+from tunekit.context import BoundReward
 from tunekit.data import load_dataset
-from tunekit.plan import ComponentRef, ResolvedAdapter, ResolvedStep
 from tunekit.plugins import LoadedModel
+from tunekit.testing.beside import beside
+from tunekit.testing.contexts import BuiltContext, step_context
 from tunekit_peft.adapter import LoraAdapter
 from tunekit_peft.options import LoraOptions
 
-_spec = importlib.util.spec_from_file_location("trl_driver", Path(__file__).with_name("trl_driver.py"))
-assert _spec is not None and _spec.loader is not None
-_driver = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_driver)
+_driver = beside(__file__, "trl_driver")
 Events, byte_tokenizer, tiny_model = _driver.Events, _driver.byte_tokenizer, _driver.tiny_model
 
 __all__ = ["SUMS", "Events", "answering_model", "online_context", "tiny_pair"]
@@ -68,46 +65,21 @@ def online_context(
     seed: int = 7,
     events: Callable[..., None] | None = None,
     cancel: CancelToken | None = None,
-) -> StepContext:
+) -> BuiltContext:
     """A context as the core builds it."""
-    component = ComponentRef(
-        kind="trainer", name="grpo", provider="tunekit-trl", version="0", target="x:y", stage="align"
-    )
-    adapter = None
-    if lora is not None:
-        adapter = ResolvedAdapter(
-            component=ComponentRef(kind="adapter", name="lora", provider="tunekit-peft", version="0", target="x:y"),
-            options={},
-            label=f"lora r={lora.r}",
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    kept: list[LoadedModel] = []
-    ctx = StepContext(
-        run_id="test",
-        step=ResolvedStep(
-            index=1,
-            kind="align",
-            name="align",
-            component=component,
-            options={},
-            input=None,
-            adapter=adapter,
-            trains=adapter.label if adapter else "full",
-            data="list",
-        ),
-        options=options.resolve(adapter="lora" if lora else None),
-        seed=seed,
-        dir=folder,
-        cancel=cancel or CancelToken(),
-        input=None,
+    return step_context(
+        folder,
+        options.resolve(adapter="lora" if lora else None),
+        kind="align",
+        name="grpo",
+        provider="tunekit-trl",
+        loaded=loaded,
         adapter=LoraAdapter(lora) if lora else None,
+        label=f"lora r={lora.r}" if lora else "",
+        seed=seed,
+        events=events,
+        cancel=cancel,
         data=load_dataset(rows, accepts=("prompt",)),
         validation=None if validation is None else load_dataset(validation, accepts=("prompt",)),
         rewards=tuple(rewards),
-        _component=lambda: None,
-        _load=lambda: loaded,
-        _keep=kept.append,
-        _emit=Events() if events is None else events,
     )
-    ctx.kept = kept  # type: ignore[attr-defined]
-    return ctx

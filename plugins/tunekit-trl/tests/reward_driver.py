@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from tunekit.cancel import CancelToken
 from tunekit.data import load_dataset
 from tunekit.plugins import LoadedModel, hf
+from tunekit.testing.beside import beside
 from tunekit_peft.options import LoraOptions
 from tunekit_trl.encoding import Encoder
 from tunekit_trl.reward_head import give_padding, with_reward_head
@@ -18,10 +18,7 @@ from tunekit_trl.reward_losses import RewardObjective
 from tunekit_trl.reward_options import RewardOptions
 from tunekit_trl.reward_rows import RewardRows, Scale, encode_answers
 
-_spec = importlib.util.spec_from_file_location("trl_driver", Path(__file__).with_name("trl_driver.py"))
-assert _spec is not None and _spec.loader is not None
-driver: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(driver)
+driver = beside(__file__, "trl_driver")
 
 ACCEPTS = ("preference", "ranked", "rated", "feedback", "regression")
 PAIRS = [dict(row, margin=0.25 * (number % 3)) for number, row in enumerate(driver.PREFERENCES)]

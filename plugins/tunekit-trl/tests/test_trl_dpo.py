@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import math
 import shutil
@@ -20,6 +19,7 @@ from trl import DPOConfig, DPOTrainer
 from tunekit.cancel import CancelToken
 from tunekit.errors import DataError, RunCancelled, StepError
 from tunekit.plugins import LoadedModel
+from tunekit.testing.beside import beside
 from tunekit_peft.adapter import LoraAdapter
 from tunekit_peft.options import LoraOptions
 from tunekit_trl import dpo, reference
@@ -27,10 +27,7 @@ from tunekit_trl.encoding import Encoder
 from tunekit_trl.options import DpoOptions, SftOptions
 from tunekit_trl.sft import SftTrainer
 
-_spec = importlib.util.spec_from_file_location("trl_driver", Path(__file__).with_name("trl_driver.py"))
-assert _spec is not None and _spec.loader is not None
-driver: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(driver)
+driver = beside(__file__, "trl_driver")
 
 LORA = LoraOptions(r=4)
 LN2 = math.log(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from tunekit.plugins import LoadedModel, hf
 from tunekit.plugins.hf import pieces, token_trainer
 from tunekit.plugins.hf.batches import Collator
 from tunekit.plugins.hf.segments import Layout
+from tunekit.testing.beside import beside
 from tunekit_peft.adapter import LoraAdapter
 from tunekit_peft.options import LoraOptions
 from tunekit_trl.encoding import Encoder
@@ -24,10 +24,7 @@ from tunekit_trl.options import SftOptions
 from tunekit_trl.rows import sft_rows
 from tunekit_trl.sft import SftTrainer
 
-_spec = importlib.util.spec_from_file_location("trl_driver", Path(__file__).with_name("trl_driver.py"))
-assert _spec is not None and _spec.loader is not None
-driver: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(driver)
+driver = beside(__file__, "trl_driver")
 
 LORA = LoraOptions(r=4)
 STEPS = 12

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,11 @@ from transformers import AutoTokenizer
 
 from tunekit.errors import DataError
 from tunekit.plugins import ModelFacts
+from tunekit.testing.beside import beside
 from tunekit_trl.encoding import IGNORED, Encoder, encoder_from
 from tunekit_trl.rows import encoder_for
 
-_spec = importlib.util.spec_from_file_location("trl_driver", Path(__file__).with_name("trl_driver.py"))
-assert _spec is not None and _spec.loader is not None
-driver: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(driver)
+driver = beside(__file__, "trl_driver")
 
 CHATML_MARKED = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"

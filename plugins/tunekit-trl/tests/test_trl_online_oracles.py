@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +12,7 @@ import torch
 from datasets import Dataset
 
 from tunekit.plugins import hf
+from tunekit.testing.beside import beside
 from tunekit_trl.borrowed import borrowed
 from tunekit_trl.online_losses import GrpoObjective, OnlineDpoObjective, RlooObjective, Rollout
 from tunekit_trl.online_options import GrpoOptions, OnlineDpoOptions, RlooOptions
@@ -21,10 +20,7 @@ from tunekit_trl.online_options import GrpoOptions, OnlineDpoOptions, RlooOption
 with hf.quiet():
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-_spec = importlib.util.spec_from_file_location("online_driver", Path(__file__).with_name("online_driver.py"))
-assert _spec is not None and _spec.loader is not None
-_driver = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_driver)
+_driver = beside(__file__, "online_driver")
 tiny_pair = _driver.tiny_pair
 
 G = 4

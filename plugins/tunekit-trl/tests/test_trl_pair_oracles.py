@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,12 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from tunekit.plugins import hf
 from tunekit.plugins.hf import completions
 from tunekit.plugins.hf.isolation import Layout
+from tunekit.testing.beside import beside
 from tunekit_trl.encoding import Encoder
 from tunekit_trl.objectives import CpoObjective, DpoObjective, OrpoObjective
 from tunekit_trl.pair_losses import PAIR_LOSSES
 
-_spec = importlib.util.spec_from_file_location("trl_driver", Path(__file__).with_name("trl_driver.py"))
-assert _spec is not None and _spec.loader is not None
-driver: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(driver)
+driver = beside(__file__, "trl_driver")
 
 ARGS = {
     "use_cpu": True,

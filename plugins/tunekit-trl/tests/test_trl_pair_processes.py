@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-_spec = importlib.util.spec_from_file_location("trl_processes", Path(__file__).with_name("test_trl_processes.py"))
-assert _spec is not None and _spec.loader is not None
-processes: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(processes)
+from tunekit.testing.beside import beside
+
+processes = beside(__file__, "test_trl_processes")
 
 CODE = """
     import importlib.util, json, sys

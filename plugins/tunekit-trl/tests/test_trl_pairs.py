@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -19,6 +18,7 @@ from tunekit.cancel import CancelToken
 from tunekit.data import load_dataset
 from tunekit.errors import DataError, RunCancelled, StepError
 from tunekit.plugins import LoadedModel, hf
+from tunekit.testing.beside import beside
 from tunekit_peft.options import LoraOptions
 from tunekit_trl import dpo
 from tunekit_trl.encoding import Encoder
@@ -28,10 +28,7 @@ from tunekit_trl.pair_losses import PAIR_LOSSES
 from tunekit_trl.pair_options import CpoOptions, OrpoOptions, SimpoOptions
 from tunekit_trl.sft import SftTrainer
 
-_spec = importlib.util.spec_from_file_location("trl_driver", Path(__file__).with_name("trl_driver.py"))
-assert _spec is not None and _spec.loader is not None
-driver: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(driver)
+driver = beside(__file__, "trl_driver")
 
 BETA, SMOOTH, TAU, ALPHA = 0.3, 0.1, 0.05, 0.5
 METHODS = {

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
 from tunekit import Pipeline
+from tunekit.testing.beside import beside
 
-_spec = importlib.util.spec_from_file_location("online_driver", Path(__file__).with_name("online_driver.py"))
-assert _spec is not None and _spec.loader is not None
-driver: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(driver)
+driver = beside(__file__, "online_driver")
 
 ANSWERS = [{"prompt": row["prompt"], "completion": row["answer"]} for row in driver.SUMS]
 PAIRS = [{"prompt": row["prompt"], "chosen": row["answer"], "rejected": "no"} for row in driver.SUMS[:12]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,10 @@ from datasets import Dataset
 from trl import RewardConfig
 from trl import RewardTrainer as TrlRewardTrainer
 
+from tunekit.testing.beside import beside
 from tunekit_trl.reward_rows import Scale
 
-_spec = importlib.util.spec_from_file_location("reward_driver", Path(__file__).with_name("reward_driver.py"))
-assert _spec is not None and _spec.loader is not None
-reward_driver: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reward_driver)
+reward_driver = beside(__file__, "reward_driver")
 driver = reward_driver.driver
 PAIRS = reward_driver.PAIRS
 RANKED = reward_driver.RANKED

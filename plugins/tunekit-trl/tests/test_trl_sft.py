@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import os
 import random
@@ -22,15 +21,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tunekit.cancel import CancelToken
 from tunekit.errors import DataError, StepError
 from tunekit.plugins import LoadedModel
+from tunekit.testing.beside import beside
 from tunekit_peft.options import LoraOptions
 from tunekit_trl.options import SftOptions
 from tunekit_trl.plugin import tunekit_trainers
 from tunekit_trl.sft import SftTrainer
 
-_spec = importlib.util.spec_from_file_location("trl_driver", Path(__file__).with_name("trl_driver.py"))
-assert _spec is not None and _spec.loader is not None
-driver: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(driver)
+driver = beside(__file__, "trl_driver")
 
 LORA = LoraOptions(r=4)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -17,12 +16,10 @@ from tunekit.errors import DataError
 from tunekit.plugins import ModelFacts
 from tunekit.plugins.views import HARMFUL
 from tunekit.testing import tiny_model, tiny_tokenizer
+from tunekit.testing.beside import beside
 from tunekit_trl.encoding import IGNORED, Encoder, encoder_from
 
-_spec = importlib.util.spec_from_file_location("trl_driver", Path(__file__).with_name("trl_driver.py"))
-assert _spec is not None and _spec.loader is not None
-driver: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(driver)
+driver = beside(__file__, "trl_driver")
 
 LLAMA3 = (
     "<bos>{% for m in messages %}<|im_start|>{{ m.role }}<|im_start|>\n\n{{ m.content | trim }}<|im_end|>{% endfor %}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import shutil
 from pathlib import Path
@@ -14,15 +13,13 @@ from pydantic import ValidationError
 from tunekit.data import load_dataset
 from tunekit.errors import DataError, StepError
 from tunekit.plugins import LoadedModel
+from tunekit.testing.beside import beside
 from tunekit_peft.options import LoraOptions
 from tunekit_trl.unpaired import BcoTrainer, KtoTrainer
 from tunekit_trl.unpaired_losses import KtoObjective, Pair, PairGroups, mismatched, pairwise_accuracy
 from tunekit_trl.unpaired_options import BcoOptions, KtoOptions
 
-_spec = importlib.util.spec_from_file_location("trl_driver", Path(__file__).with_name("trl_driver.py"))
-assert _spec is not None and _spec.loader is not None
-driver: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(driver)
+driver = beside(__file__, "trl_driver")
 
 METHODS = {"kto": (KtoTrainer, KtoOptions), "bco": (BcoTrainer, BcoOptions)}
 FIRST_LOSS = {"kto": 0.5, "bco": math.log(2)}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,14 +15,12 @@ from trl.trainer import kto_trainer
 from tunekit.plugins import hf
 from tunekit.plugins.hf import completions
 from tunekit.plugins.hf.isolation import Layout
+from tunekit.testing.beside import beside
 from tunekit_trl.encoding import Encoder
 from tunekit_trl.unpaired_encoding import judged
 from tunekit_trl.unpaired_losses import BcoObjective, KtoObjective
 
-_spec = importlib.util.spec_from_file_location("trl_driver", Path(__file__).with_name("trl_driver.py"))
-assert _spec is not None and _spec.loader is not None
-driver: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(driver)
+driver = beside(__file__, "trl_driver")
 
 BETA, GOOD, BAD = 0.3, 1.5, 0.7
 TALK = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,12 @@ from tunekit.cancel import CancelToken
 from tunekit.data import load_dataset
 from tunekit.errors import RunCancelled
 from tunekit.plugins import LoadedModel
+from tunekit.testing.beside import beside
 from tunekit_trl.encoding import Encoder
 from tunekit_trl.options import SftOptions
 from tunekit_trl.sft import SftTrainer
 
-_spec = importlib.util.spec_from_file_location("trl_driver", Path(__file__).with_name("trl_driver.py"))
-assert _spec is not None and _spec.loader is not None
-driver: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(driver)
+driver = beside(__file__, "trl_driver")
 
 HELD_OUT = driver.PAIRS[::5]
 

@@ -10,10 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from tunekit.cancel import CancelToken
-from tunekit.context import StepContext
 from tunekit.data import load_dataset
-from tunekit.plan import ComponentRef, ResolvedAdapter, ResolvedStep
 from tunekit.plugins import LoadedModel
+from tunekit.testing.contexts import BuiltContext, StepEvents, step_context
 from tunekit.testing.fakes import CHATML, SPECIALS, tiny_model
 from tunekit_peft.adapter import LoraAdapter
 from tunekit_peft.options import LoraOptions
@@ -52,21 +51,7 @@ def byte_tokenizer(
     return tokenizer
 
 
-class Events(list[tuple[str, dict[str, Any]]]):
-    """What a step said, in order."""
-
-    def __call__(self, kind: str, **values: Any) -> None:
-        self.append((kind, values))
-
-    def named(self, kind: str) -> list[dict[str, Any]]:
-        return [values for name, values in self if name == kind]
-
-    @property
-    def losses(self) -> list[float]:
-        return [values["values"]["loss"] for values in self.named("metrics")]
-
-    def codes(self) -> list[str]:
-        return [values["code"] for values in self.named("notice")]
+Events = StepEvents
 
 
 def context(
@@ -80,47 +65,23 @@ def context(
     seed: int = 7,
     events: Callable[..., None] | None = None,
     cancel: CancelToken | None = None,
-) -> StepContext:
+) -> BuiltContext:
     """A context as the core builds it. ``kind`` is ``sft`` or ``align``."""
     accepts = ("prompt_completion", "conversation", "text") if kind == "sft" else ("preference",)
-    name = "sft" if kind == "sft" else "dpo"
-    component = ComponentRef(kind="trainer", name=name, provider="tunekit-trl", version="0", target="x:y", stage=kind)
-    adapter = None
-    if lora is not None:
-        adapter = ResolvedAdapter(
-            component=ComponentRef(kind="adapter", name="lora", provider="tunekit-peft", version="0", target="x:y"),
-            options={},
-            label=f"lora r={lora.r}",
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    kept: list[LoadedModel] = []
-    ctx = StepContext(
-        run_id="test",
-        step=ResolvedStep(
-            index=1,
-            kind=kind,
-            name=kind,
-            component=component,
-            options={},
-            input=None,
-            adapter=adapter,
-            trains=adapter.label if adapter else "full",
-            data="list",
-        ),
-        options=options.resolve(adapter="lora" if lora else None),
-        seed=seed,
-        dir=folder,
-        cancel=cancel or CancelToken(),
-        input=None,
+    return step_context(
+        folder,
+        options.resolve(adapter="lora" if lora else None),
+        kind=kind,
+        name="sft" if kind == "sft" else "dpo",
+        provider="tunekit-trl",
+        loaded=loaded,
         adapter=LoraAdapter(lora) if lora else None,
+        label=f"lora r={lora.r}" if lora else "",
+        seed=seed,
+        events=events,
+        cancel=cancel,
         data=load_dataset(rows, accepts=accepts),
-        _component=lambda: None,
-        _load=lambda: loaded,
-        _keep=kept.append,
-        _emit=Events() if events is None else events,
     )
-    ctx.kept = kept  # type: ignore[attr-defined]
-    return ctx
 
 
 PAIRS = [
