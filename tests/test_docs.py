@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,20 @@ def test_the_example_plan_is_the_line() -> None:
 
     line = Pipeline().pretrain().sft().align(method="dpo").lora(r=8).quantize("int4").evaluate(["mmlu", "gsm8k"])
     assert Pipeline.from_yaml(ROOT / "examples" / "plan.yaml") == line.seed(0)
+
+
+def test_the_toy_of_the_rlhf_example_is_what_its_page_says() -> None:
+    """One story in four ends well, every chosen end does, and the prompts are new."""
+    example = runpy.run_path(str(ROOT / "examples" / "rlhf.py"), run_name="imported")
+    stories, pairs, prompts = example["toy_data"]()
+
+    def good(text: str) -> bool:
+        return any(word in text for word in example["GOOD_WORDS"])
+
+    assert len(stories) == len(pairs) == 2 * len(prompts) == 128
+    assert sum(good(row["completion"]) for row in stories) == 32
+    assert all(good(row["chosen"]) and not good(row["rejected"]) for row in pairs)
+    assert not {row["prompt"] for row in prompts} & {row["prompt"] for row in (*stories, *pairs)}
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
