@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-from tunekit.errors import StepError
-from tunekit.plugins.hf.arguments import computing
 from tunekit.plugins.hf.batches import IGNORED
+from tunekit.plugins.hf.groups import GroupModel, PromptGroup, lay_out, longest
 from tunekit.plugins.hf.isolation import branching_problem, proven_layout
 from tunekit.plugins.hf.losses import logits_at, token_logps
-from tunekit.plugins.hf.pieces import CPU_TOKENS, FULL_CPU_TOKENS, LOGITS, PADDED_TOKENS, Piece, PieceLoss
-from tunekit.plugins.hf.saving import count_parameters
-from tunekit.plugins.hf.segments import Extent
+from tunekit.plugins.hf.pieces import LOGITS, PADDED_TOKENS, Piece, PieceLoss
 
 __all__ = ["CompletionModel", "CompletionLogps", "PromptGroup"]
-
-
-class PromptGroup(NamedTuple):
-    """A prompt with its completions, as token ids."""
-
-    prompt: Sequence[int]
-    """May be empty: the first token of a completion then has no log-probability and is not counted."""
-    completions: Sequence[Sequence[int]]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens, the prompt once."""
-        return len(self.prompt) + sum(map(len, self.completions))
 
 
 class CompletionLogps(NamedTuple):
@@ -64,7 +47,7 @@ class CompletionLogps(NamedTuple):
         return self.sums() / torch.tensor(self.lengths, device=self.logps.device).clamp(min=1)
 
 
-class CompletionModel:
+class CompletionModel(GroupModel):
     """Puts prompts with completions to a causal model in as few tokens as it provably can take.
 
     Several groups share a sequence without padding, and the completions of a group share their prompt, which is
@@ -92,16 +75,11 @@ class CompletionModel:
         share: bool = True,
         whole: bool = False,
     ) -> None:
-        refuse_virtual_tokens(model)
+        super().__init__(model, whole)
         probes = [{"input_ids": [*group.prompt, *group.completions[0]]} for group in groups[:8] if group.completions]
         self.layout = proven_layout(model, probes)
         self.temperature = temperature
-        self._model, self._whole = model, whole
-        self._computing: AbstractContextManager[Any] = contextlib.nullcontext()
         self._pieces = PieceLoss(model, self.layout, whole=whole)
-        self._on_cpu = next(model.parameters()).device.type == "cpu"
-        total, trained = count_parameters(model)
-        self._most = FULL_CPU_TOKENS if 2 * trained > total else CPU_TOKENS
         config = model.config.get_text_config()
         vocabulary = int(getattr(config, "vocab_size", 0) or 1)
         self._routing = float(getattr(config, "router_aux_loss_coef", 0.0) or 0.0)
@@ -114,11 +92,8 @@ class CompletionModel:
         order of a batch may change: long groups with long ones."""
         if self._whole:
             return [list(range(len(groups)))] if groups else []
-        order: Sequence[int] = range(len(groups))
-        if not self.layout.packs:
-            order = sorted(order, key=lambda number: -_longest(groups[number]))
         made: list[list[int]] = []
-        for number in order:
+        for number in self._ordered(groups):
             if made and self._fits([groups[other] for other in (*made[-1], number)]):
                 made[-1].append(number)
             else:
@@ -131,30 +106,11 @@ class CompletionModel:
             width = self.width(groups)
             targets = sum(len(completion) for group in groups for completion in group.completions)
         else:
-            width = max(map(_longest, groups)) * rows
+            width = max(map(longest, groups)) * rows
             targets = width
         if not self._on_cpu:
             return targets <= self._most_targets and (self.layout.packs or width <= PADDED_TOKENS)
         return targets <= self._most_targets and width <= self._most
-
-    def width(self, groups: Sequence[PromptGroup]) -> int:
-        """Tokens that the model computes for these groups in one piece, padding included."""
-        if not self.layout.packs:
-            return max(map(_longest, groups)) * sum(len(group.completions) for group in groups)
-        if self.shares:
-            return sum(group.tokens for group in groups)
-        return sum(len(group.prompt) + len(made) for group in groups for made in group.completions)
-
-    @contextlib.contextmanager
-    def attending(self) -> Iterator[None]:
-        """The model attends within documents inside this context, and computes with weights of several types; call the
-        model in it."""
-        before, self._computing = self._computing, computing(self._model)
-        try:
-            with self._pieces.attending():
-                yield
-        finally:
-            self._computing = before
 
     def __call__(
         self, model: Any, groups: Sequence[PromptGroup], *, hidden: bool = False, entropy: bool = False
@@ -170,18 +126,7 @@ class CompletionModel:
         import torch
 
         device = next(self._model.parameters()).device
-        made = _layout(groups, self.shares)
-        ids = torch.tensor(made.ids, device=device)
-        asked = torch.zeros((1, len(made.ids)), dtype=torch.bool, device=device)
-        asked[0, torch.tensor(made.asked, device=device, dtype=torch.long)] = True
-        piece = Piece(
-            input_ids=ids[None],
-            position_ids=torch.tensor(made.positions, device=device)[None],
-            targets=torch.where(asked, ids, IGNORED),
-            lengths=tuple(extent if isinstance(extent, int) else sum(extent) for extent in made.extents),
-            target_count=len(made.targets),
-            extents=made.extents,
-        )
+        piece, made = _asked(groups, self.shares, device)
         inputs, wanted = self._pieces.inputs(piece)
         # In a padded batch the order of the rows, and of the tokens in each, is that of the sequence.
         where = wanted != IGNORED
@@ -205,77 +150,34 @@ class CompletionModel:
         return CompletionLogps(found.logps, made.lengths, found.correct, states, found.entropy, routing)
 
 
-def refuse_virtual_tokens(model: Any) -> None:
-    """Raise if the adapter puts tokens of its own before a row, as prompt and prefix tuning do: all positions would be
-    others, and rows that share a sequence would have them once.
+class _Asked(NamedTuple):
+    """What is asked about groups that are one sequence."""
 
-    Raises:
-        StepError: code ``virtual-tokens``.
-    """
-    config = getattr(model, "active_peft_config", None)
-    if getattr(config, "is_prompt_learning", False):
-        kind = getattr(config, "peft_type", None)
-        raise StepError(
-            "The adapter puts virtual tokens before the text, and completions cannot be told apart behind them.",
-            code="virtual-tokens",
-            found=str(getattr(kind, "value", kind)),
-            fix='use an adapter that changes weights, such as adapter="lora"',
-        )
-
-
-class _Laid(NamedTuple):
-    """Groups as one sequence."""
-
-    ids: list[int]
-    positions: list[int]
-    extents: tuple[Extent, ...]
     asked: list[int]
     """Positions in the sequence that predict a completion token, in the order of these tokens."""
     targets: list[int]
     lengths: tuple[int, ...]
 
 
-def _layout(groups: Sequence[PromptGroup], share: bool) -> _Laid:
-    ids: list[int] = []
-    positions: list[int] = []
-    extents: list[Extent] = []
+def _asked(groups: Sequence[PromptGroup], share: bool, device: Any) -> tuple[Piece, _Asked]:
+    import torch
+
+    laid = lay_out(groups, share)
     asked: list[int] = []
     targets: list[int] = []
     lengths: list[int] = []
-
-    def lay(tokens: Sequence[int], first: int) -> int:
-        begin = len(ids)
-        ids.extend(tokens)
-        positions.extend(range(first, first + len(tokens)))
-        return begin
-
-    def ask(prompt: Sequence[int], tokens: Sequence[int], last: int, begin: int) -> None:
-        """``last``: where the prompt ends; ``begin``: where the completion begins."""
+    for prompt, tokens, front, begin in laid.places:
         if prompt and tokens:
-            asked.append(last)
+            asked.append(front + len(prompt) - 1)
         asked.extend(range(begin, begin + len(tokens) - 1))
         learned = tokens if prompt else tokens[1:]
         targets.extend(learned)
         lengths.append(len(learned))
-
-    for prompt, completions in groups:
-        if share and prompt and len(completions) > 1:
-            last = lay(prompt, 0) + len(prompt) - 1
-            order = sorted(range(len(completions)), key=lambda number: -len(completions[number]))
-            begins = {number: lay(completions[number], len(prompt)) for number in order}
-            for number, tokens in enumerate(completions):
-                ask(prompt, tokens, last, begins[number])
-            extents.append((len(prompt), *(len(completions[number]) for number in order)))
-            continue
-        for tokens in completions:
-            last = lay(prompt, 0) + len(prompt) - 1
-            ask(prompt, tokens, last, lay(tokens, len(prompt)))
-            extents.append(len(prompt) + len(tokens))
-    return _Laid(ids, positions, tuple(extents), asked, targets, tuple(lengths))
-
-
-def _longest(group: PromptGroup) -> int:
-    return len(group.prompt) + max((len(completion) for completion in group.completions), default=0)
+    ids = torch.tensor(laid.ids, device=device)[None]
+    where = torch.zeros_like(ids, dtype=torch.bool)
+    where[0, torch.tensor(asked, device=device, dtype=torch.long)] = True
+    piece = laid.piece(torch.where(where, ids, IGNORED), len(targets), device)
+    return piece, _Asked(asked, targets, tuple(lengths))
 
 
 @contextlib.contextmanager

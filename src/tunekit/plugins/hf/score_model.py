@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
 from tunekit.plugins.hf.arguments import computing, evaluating
 from tunekit.plugins.hf.batches import IGNORED
-from tunekit.plugins.hf.completions import PromptGroup, refuse_virtual_tokens
+from tunekit.plugins.hf.groups import GroupModel, LaidGroups, Place, PromptGroup, lay_out
 from tunekit.plugins.hf.isolation import PROBE_TOKENS, tolerance
-from tunekit.plugins.hf.pieces import CPU_TOKENS, FULL_CPU_TOKENS, PADDED_TOKENS, Piece, PieceLoss
-from tunekit.plugins.hf.saving import count_parameters
-from tunekit.plugins.hf.segments import Extent, Layout, NotSegmentable, layout_of
+from tunekit.plugins.hf.pieces import PADDED_TOKENS, PieceLoss
+from tunekit.plugins.hf.segments import Layout, NotSegmentable, layout_of
 
 __all__ = ["ScoreModel"]
 
@@ -21,7 +19,7 @@ _TOKENS_AT_ONCE = 16384
 """Tokens that are scored together without a gradient, on any device but a CPU."""
 
 
-class ScoreModel:
+class ScoreModel(GroupModel):
     """Puts prompts with completions to an ``AutoModelForSequenceClassification`` in as few tokens as it provably can
     take.
 
@@ -45,15 +43,10 @@ class ScoreModel:
     """
 
     def __init__(self, model: Any, groups: Sequence[PromptGroup], *, share: bool = True, whole: bool = False) -> None:
-        refuse_virtual_tokens(model)
-        self._model, self._whole = model, whole
-        self._computing: AbstractContextManager[Any] = contextlib.nullcontext()
+        super().__init__(model, whole)
         plain = _plain(model)
         self.pad = getattr(plain.config.get_text_config(), "pad_token_id", None)
         """Padding token of the model; None: it has none, and rows that cannot be packed are run one by one."""
-        self._on_cpu = next(model.parameters()).device.type == "cpu"
-        total, trained = count_parameters(model)
-        self._most = FULL_CPU_TOKENS if 2 * trained > total else CPU_TOKENS
         layout = layout_of(model) if _head(model) is not None else Layout("padded", "it has no head on every token")
         self.shares = share and layout.kind == "segments"
         self.layout, self._pieces = layout, PieceLoss(model, layout, whole=whole)
@@ -81,12 +74,9 @@ class ScoreModel:
         return self._cut(groups, self._most if self._on_cpu else None if self.layout.packs else PADDED_TOKENS)
 
     def _cut(self, groups: Sequence[PromptGroup], most: int | None) -> list[list[int]]:
-        order: Sequence[int] = range(len(groups))
-        if not self.layout.packs:
-            order = sorted(order, key=lambda number: -_longest(groups[number]))
         made: list[list[int]] = []
         used = 0
-        for number in order:
+        for number in self._ordered(groups):
             own = self.width([groups[number]])
             if self.layout.packs or not made:
                 now = used + own
@@ -100,25 +90,6 @@ class ScoreModel:
                 used = own
         return made
 
-    def width(self, groups: Sequence[PromptGroup]) -> int:
-        """Tokens that the model computes for these groups in one piece, padding included."""
-        if not self.layout.packs:
-            return max(map(_longest, groups)) * sum(len(group.completions) for group in groups)
-        if self.shares:
-            return sum(group.tokens for group in groups)
-        return sum(len(group.prompt) + len(made) for group in groups for made in group.completions)
-
-    @contextlib.contextmanager
-    def attending(self) -> Iterator[None]:
-        """The model attends within rows inside this context, and computes with weights of several types; call the model
-        in it."""
-        before, self._computing = self._computing, computing(self._model)
-        try:
-            with self._pieces.attending():
-                yield
-        finally:
-            self._computing = before
-
     def __call__(self, model: Any, groups: Sequence[PromptGroup]) -> Any:
         """One forward pass over the groups. ``model`` may be wrapped; call it inside :meth:`attending`.
 
@@ -130,23 +101,19 @@ class ScoreModel:
         device = next(self._model.parameters()).device
         if not self.layout.packs:
             return self._padded(model, groups, device)
-        made = _layout(groups, self.shares, self.pad)
+        made = lay_out(groups, self.shares)
         with _seen(_head(self._model)) as seen:
             self._forward(model, made, device)
-        return seen[-1][1][0, torch.tensor(made.last, device=device)].float()
+        return seen[-1][1][0, torch.tensor(self._places(made), device=device)].float()
 
-    def _forward(self, model: Any, made: _Laid, device: Any) -> Any:
+    def _places(self, made: LaidGroups) -> list[int]:
+        """Where in the sequence each completion is scored."""
+        return [_last(place, self.pad) for place in made.places]
+
+    def _forward(self, model: Any, made: LaidGroups, device: Any) -> Any:
         import torch
 
-        ids = torch.tensor(made.ids, device=device)[None]
-        piece = Piece(
-            input_ids=ids,
-            position_ids=torch.tensor(made.positions, device=device)[None],
-            targets=torch.full_like(ids, IGNORED),
-            lengths=tuple(extent if isinstance(extent, int) else sum(extent) for extent in made.extents),
-            target_count=0,
-            extents=made.extents,
-        )
+        piece = made.piece(torch.full((1, len(made.ids)), IGNORED, device=device), 0, device)
         inputs, _ = self._pieces.inputs(piece)
         with self._pieces.entered(piece), self._computing:
             return model(**inputs)
@@ -185,43 +152,9 @@ class ScoreModel:
         return torch.cat(found) if found else torch.zeros(0, labels)
 
 
-class _Laid(NamedTuple):
-    """Groups as one sequence."""
-
-    ids: list[int]
-    positions: list[int]
-    extents: tuple[Extent, ...]
-    last: list[int]
-    """Where in the sequence each completion is scored."""
-
-
-def _layout(groups: Sequence[PromptGroup], share: bool, pad: int | None) -> _Laid:
-    ids: list[int] = []
-    positions: list[int] = []
-    extents: list[Extent] = []
-    last: list[int] = []
-
-    def lay(tokens: Sequence[int], first: int) -> int:
-        begin = len(ids)
-        ids.extend(tokens)
-        positions.extend(range(first, first + len(tokens)))
-        return begin
-
-    for prompt, completions in groups:
-        if share and prompt and len(completions) > 1:
-            front = lay(prompt, 0)
-            order = sorted(range(len(completions)), key=lambda number: -len(completions[number]))
-            begins = {number: lay(completions[number], len(prompt)) for number in order}
-            for number, tokens in enumerate(completions):
-                at = _end(tokens, pad)
-                last.append(begins[number] + at if at >= 0 else front + max(_end(prompt, pad), 0))
-            extents.append((len(prompt), *(len(completions[number]) for number in order)))
-            continue
-        for tokens in completions:
-            row = [*prompt, *tokens]
-            last.append(lay(row, 0) + max(_end(row, pad), 0))
-            extents.append(len(row))
-    return _Laid(ids, positions, tuple(extents), last)
+def _last(place: Place, pad: int | None) -> int:
+    at = _end(place.completion, pad)
+    return place.begin + at if at >= 0 else place.front + max(_end(place.prompt, pad), 0)
 
 
 def _end(tokens: Sequence[int], pad: int | None) -> int:
@@ -230,10 +163,6 @@ def _end(tokens: Sequence[int], pad: int | None) -> int:
     while at >= 0 and tokens[at] == pad:
         at -= 1
     return at
-
-
-def _longest(group: PromptGroup) -> int:
-    return len(group.prompt) + max((len(completion) for completion in group.completions), default=0)
 
 
 def _plain(model: Any) -> Any:
@@ -283,12 +212,12 @@ def _problem(scorer: ScoreModel, groups: Sequence[PromptGroup]) -> str:
                 with _seen(head) as seen, computing(model):
                     outputs.append(model(input_ids=torch.tensor([row], device=device)).logits[0].float())
                 alone.append(seen[-1][0][0, _end(row, scorer.pad)])
-            made = _layout(groups, scorer.shares, scorer.pad)
+            made = lay_out(groups, scorer.shares)
             with scorer.attending(), _seen(head) as seen:
                 scorer._forward(model, made, device)
     except NotSegmentable as reason:
         return str(reason)
-    places = torch.tensor(made.last, device=device)
+    places = torch.tensor(scorer._places(made), device=device)
     hidden = seen[-1][0]
     for what, found, expected in (
         ("hidden states", hidden[0, places], torch.stack(alone)),
