@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tunekit import errors, events, storage
+from tunekit import errors, events, manifest, storage
 from tunekit.artifacts import Artifact, ModelCard, Score, ScoredRow
 from tunekit.cancel import CancelToken
 from tunekit.plan import AdapterPlan, FrozenDict, Plan, StepPlan, canonical_json, freeze, thaw
@@ -165,3 +165,19 @@ def test_publishing_never_overwrites(tmp_path: Path) -> None:
     with pytest.raises(errors.ArtifactError, match="exists already"):
         storage.publish(tmp_path / "partial", tmp_path / "final")
     assert (tmp_path / "partial").is_dir()
+
+
+def test_the_record_of_packages_follows_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read once per state of the search path."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "acme-thing" not in manifest.packages()
+    info = tmp_path / "acme_thing-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-thing\nVersion: 1.0\n")
+    assert manifest.packages()["acme-thing"] == "1.0"
+    newer = info.rename(tmp_path / "acme_thing-1.1.dist-info")
+    (newer / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-thing\nVersion: 1.1\n")
+    found = manifest.packages()
+    assert found["acme-thing"] == "1.1" and found["pytest"] == pytest.__version__
+    found.clear()
+    assert manifest.packages(), "what is handed out is a copy"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -18,12 +19,25 @@ SCHEMA = 1
 
 def packages() -> dict[str, str]:
     """Every installed distribution and its version."""
+    return dict(_packages(tuple((folder, _changed(folder)) for folder in sys.path)))
+
+
+@functools.lru_cache(maxsize=4)
+def _packages(path: tuple[tuple[str, int], ...]) -> dict[str, str]:
+    """Read anew when a folder of ``sys.path`` has changed: an installation adds, removes or renames something there."""
     found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         name = distribution.metadata["Name"]
         if name:
             found[str(name)] = distribution.version
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def _changed(folder: str) -> int:
+    try:
+        return os.stat(folder or os.curdir).st_mtime_ns  # noqa: PTH116 - entries of sys.path are texts
+    except OSError:
+        return 0
 
 
 def hardware() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import sys
 from collections.abc import Callable
@@ -52,6 +53,23 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     gap = owner.gaps.get(item.name) or owner.gaps.get(getattr(item, "originalname", item.name))
     if gap is not None:
         item.add_marker(pytest.mark.xfail(strict=True, raises=gap.raises, reason=gap.reason))
+
+
+_libraries = 0
+"""Modules that were loaded when the garbage collector last was told to pass over what is there."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Spare the garbage collector the libraries that a test has loaded: they stay, and trainers collect in every run.
+
+    With torch and transformers in memory one collection takes longer than ten optimizer steps of a tiny model.
+    """
+    global _libraries
+    if len(sys.modules) > _libraries + 200:
+        _libraries = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 def _is_suite(owner: object) -> bool:

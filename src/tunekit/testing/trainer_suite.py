@@ -191,7 +191,9 @@ class TrainerSuite(Suite):
             kept=kept_model,
             plugins=self.plugins,
         )
-        common = COMMON if adapter is None else {**COMMON, "learning_rate": 3e-2}
+        common: dict[str, Any] = COMMON if adapter is None else {**COMMON, "learning_rate": 3e-2}
+        if made.samples:
+            common = {**common, "samples": 0}
         made.options = {**made.having(**common), **options}
         with one_thread():
             yield made
@@ -205,7 +207,9 @@ class TrainerSuite(Suite):
     def _whole_arguments(self, trial: Trial) -> dict[str, Any]:
         """Eight optimizer steps of two micro-batches over two epochs, with dropout: what a resume can lose shows."""
         model = {} if trial.model is None else {"model": with_dropout(trial.model, 0.1)}
-        return {**model, **self.step_options(STEPS), **self.batch_options(2, 2), **self.checkpoint_options(2)}
+        samples = {"samples": trial.samples} if trial.samples else {}
+        steps = {**self.step_options(STEPS), **self.batch_options(2, 2), **self.checkpoint_options(2)}
+        return {**model, **samples, **steps}
 
     def _whole(self, trial: Trial) -> Trained:
         return trial.once("whole", **self._whole_arguments(trial))

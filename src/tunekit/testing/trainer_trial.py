@@ -21,6 +21,7 @@ from tunekit.events import CheckpointSaved, Event, MetricLogged
 from tunekit.pipeline import Pipeline
 from tunekit.plan import digest
 from tunekit.plugins.marker import hookimpl
+from tunekit.plugins.options import SampleOptions
 from tunekit.testing import warm
 from tunekit.testing.driver import write_job
 from tunekit.testing.model_probes import logits, told
@@ -174,8 +175,11 @@ class Trial:
         self.session, self.entry, self.model, self.rows = session, entry, model, list(rows)
         self.options, self.adapter, self.loss_name = dict(options), adapter, loss_name
         self.folder, self.shared, self.kept, self.plugins = folder, shared, kept, plugins
-        fields = getattr(session.options_model(entry.component), "model_fields", {})
-        self.fields = frozenset(fields)
+        known: Any = session.options_model(entry.component)
+        self.fields = frozenset(getattr(known, "model_fields", {}))
+        shows = inspect.isclass(known) and issubclass(known, SampleOptions) and "samples" not in options
+        self.samples = 2 if shows else 0
+        """Texts that are written before and after in runs that are compared in full; other runs write none."""
 
     @property
     def stage(self) -> str:
