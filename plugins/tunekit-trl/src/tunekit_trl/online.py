@@ -77,7 +77,7 @@ class _Online:
         tell_dropout(ctx, model)
         with borrowed(model, tokenizer), dropout_off(model):
             trainer = OnlineTrainer(ctx, model, tokenizer, rows, self.objective(options), held_out)
-            before = hf.start_samples(ctx, model, tokenizer)
+            before = hf.start_samples(ctx, model, tokenizer, strict=True)
             outcome = hf.train(ctx, trainer)
             history = trainer.state.log_history
             measured: dict[str, Any] = course(history, [*_MEASURED, *(f"rewards/{one.name}" for one in ctx.rewards)])

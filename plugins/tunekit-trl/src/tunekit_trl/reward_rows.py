@@ -193,7 +193,7 @@ def encode_answers(
         if error is None and row.get("text_pair") is not None:
             error = DataError("the row has a second text; a reward is of one", code="text-pair", fix="leave it out")
         whole = [each for each in found if isinstance(each, Example)]
-        made.append(_judged(row, schema, whole, margin_weight) if error is None else error)
+        made.append(_judged(encoder, row, schema, whole, margin_weight) if error is None else error)
     return made
 
 
@@ -217,7 +217,9 @@ def answers_of(row: Row, schema: str) -> list[dict[str, Any]]:
     return [{**shared, "completion": answer} for answer in answers]
 
 
-def _judged(row: Row, schema: str, examples: Sequence[Example], margin_weight: float) -> RewardRow | DataError:
+def _judged(
+    encoder: Encoder, row: Row, schema: str, examples: Sequence[Example], margin_weight: float
+) -> RewardRow | DataError:
     prompt, rests = shared_prompt([example.input_ids for example in examples])
     made = RewardRow(
         array("i", prompt),
@@ -249,7 +251,7 @@ def _judged(row: Row, schema: str, examples: Sequence[Example], margin_weight: f
     return DataError(
         f"the answers are the same in the first {max(lengths)} tokens",
         code="equal-answers",
-        fix=f"raise max_length above {longest - 1}",
+        fix=encoder.longer(longest),
     )
 
 
