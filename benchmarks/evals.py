@@ -15,17 +15,14 @@ examples before each, with tunekit alone, and draws it.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import _children
 
 TASKS = ("mmlu", "gsm8k", "arc")
 PEERS = ("lm-eval-1", "lm-eval-8", "lm-eval-auto")
@@ -41,45 +38,39 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--rows", type=int, help="questions per task; left out: mmlu 180, gsm8k 24, arc 100")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    _children.add_arguments(parser, rounds=1)
     parser.add_argument("--only", nargs="+", choices=("tunekit", *PEERS), default=["tunekit", *PEERS])
     parser.add_argument("--scaling", type=Path, help="write a plot of MMLU's time here")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        print(json.dumps(_child(arguments)))
+    _children.start(parser.parse_args(), _compare_all, _child)
+
+
+def _compare_all(arguments: argparse.Namespace) -> None:
+    _children.run(arguments, "prepare")
+    if arguments.scaling:
+        _draw(_children.run(arguments, "scaling")["seconds"], arguments.scaling)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        arguments.folder = Path(folder)
-        _run(arguments, "prepare", "-")
-        if arguments.scaling:
-            _draw(_run(arguments, "scaling", "mmlu")["seconds"], arguments.scaling)
-            return
-        for task in arguments.tasks:
-            _compare(arguments, task)
+    for task in arguments.tasks:
+        _compare(arguments, task)
 
 
 def _compare(arguments: argparse.Namespace, task: str) -> None:
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for _ in range(arguments.rounds):
-        for name in arguments.only:
-            try:
-                made = _run(arguments, name, task)
-            except RuntimeError as error:
-                if name != "lm-eval-auto":
-                    raise
-                # It begins with 64 rows of the model's full length: more memory than many machines have.
-                print(f"{task} {name}: does not run here ({error})")
-                continue
-            runs.setdefault(name, []).append(made)
-            print(
-                f"{task} {name}: {made['rows'] / made['seconds']:.2f} questions/s, {made['seconds']:.1f} s, "
-                f"{made['memory'] / 2**30:.2f} GB, of which {made['loaded'] / 2**30:.2f} GB before the first question",
-                flush=True,
-            )
-    best = {name: min(made, key=lambda run: run["seconds"]) for name, made in runs.items()}
+    def work(name: str) -> _children.Result | None:
+        try:
+            return _children.run(arguments, name, "--tasks", task, "--rows", str(arguments.rows or ROWS[task]))
+        except _children.ChildFailed as error:
+            if name != "lm-eval-auto":
+                raise
+            # It begins with 64 rows of the model's full length: more memory than many machines have.
+            print(f"{task} {name}: does not run here ({error})")
+            return None
+
+    def line(name: str, made: _children.Result) -> str:
+        return (
+            f"{task} {name}: {made['rows'] / made['seconds']:.2f} questions/s, {made['seconds']:.1f} s, "
+            f"{made['memory'] / 2**30:.2f} GB, of which {made['loaded'] / 2**30:.2f} GB before the first question"
+        )
+
+    best = _children.fastest(_children.in_turn(arguments.only, arguments.rounds, work, line))
     peers = [name for name in best if name != "tunekit"]
     if "tunekit" not in best or not peers:
         return
@@ -96,51 +87,29 @@ def _compare(arguments: argparse.Namespace, task: str) -> None:
             raise SystemExit(f"{task}: other answers than {name} in rows {others}")
 
 
-def _run(arguments: argparse.Namespace, name: str, task: str) -> dict[str, Any]:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1"}
-    environment["TOKENIZERS_PARALLELISM"] = "false"
-    command = [sys.executable, __file__, arguments.model, "--data", str(arguments.data), "--tasks"]
-    command += [
-        task if task in TASKS else "mmlu",
-        "--rows",
-        str(arguments.rows or ROWS.get(task, 0)),
-        "--threads",
-        str(arguments.threads),
-    ]
-    command += ["--child", name, "--folder", str(arguments.folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{name} failed: {done.stderr[-2000:] or done.returncode}")
-    made: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return made
-
-
-def _child(arguments: argparse.Namespace) -> dict[str, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    torch.set_num_threads(arguments.threads)
+def _child(arguments: argparse.Namespace) -> _children.Result:
     if arguments.child == "prepare":
-        from tunekit.session import Session
+        from tunekit import Session
 
         loaded = Session().resolve_model(arguments.model).load()
-        loaded.model.save_pretrained(arguments.folder)
-        loaded.tokenizer.save_pretrained(arguments.folder)
+        _children.keep(loaded.model, loaded.tokenizer, arguments.folder)
         return {}
-    model = AutoModelForCausalLM.from_pretrained(arguments.folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.folder)
+    model, tokenizer = _children.load(arguments.folder)
+    model.eval()
     if arguments.child == "scaling":
         return _scaling(arguments, model, tokenizer)
     task = arguments.tasks[0]
     benchmark, rows = _questions(task, arguments.data, arguments.rows)
-    loaded_memory = _memory()
+    loaded = _children.memory()
     answer = _tunekit if arguments.child == "tunekit" else _harness
     seconds, answers = answer(arguments.child, model, tokenizer, benchmark, rows)
-    return {"seconds": seconds, "rows": len(rows), "answers": answers, "memory": _memory(), "loaded": loaded_memory}
-
-
-def _memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "seconds": seconds,
+        "rows": len(rows),
+        "answers": answers,
+        "memory": _children.memory(),
+        "loaded": loaded,
+    }
 
 
 def _questions(task: str, data: Path, rows: int, shots: int | None = None) -> tuple[Any, list[Any]]:

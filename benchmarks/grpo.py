@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import _children
 
 CONTENDERS = ("trl", "tunekit")
 PROMPTS, RATE, SEED = 4, 1e-6, 0
@@ -33,24 +30,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps")
     parser.add_argument("--generations", type=int, default=8, help="completions of each prompt")
     parser.add_argument("--tokens", type=int, default=32, help="longest completion")
-    parser.add_argument("--rounds", type=int, default=2, help="how often each contender runs; the fastest run counts")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--child", choices=CONTENDERS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        print(json.dumps(_child(arguments)))
-        return
-    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1"}
-    environment |= {"TOKENIZERS_PARALLELISM": "false"}
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
-    for number in range(arguments.rounds):
-        for name in CONTENDERS if number % 2 == 0 else CONTENDERS[::-1]:
-            command = [sys.executable, __file__, *sys.argv[1:], "--child", name]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(done.stderr)
-            found[name].append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"{name:8} {found[name][-1]}")
+    _children.add_arguments(parser)
+    _children.start(parser.parse_args(), _compare, _child)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    found = _children.in_turn(
+        CONTENDERS,
+        arguments.rounds,
+        lambda name: _children.run(arguments, name),
+        lambda name, made: f"{name:8} {made}",
+        there_and_back=True,
+    )
     best = {name: min(made["seconds_per_step"] for made in runs) for name, runs in found.items()}
     memory = {name: median(made["peak_gib"] for made in runs) for name, runs in found.items()}
     times = best["trl"] / best["tunekit"]
@@ -62,25 +53,20 @@ def _reward(prompts: Any, completions: Any, **columns: Any) -> list[float]:
     return [float(len(set(text))) for text in completions]
 
 
-def _child(arguments: argparse.Namespace) -> dict[str, Any]:
-    import torch
-
-    torch.set_num_threads(arguments.threads)
+def _child(arguments: argparse.Namespace) -> _children.Result:
     lines = arguments.data.read_text("utf-8").splitlines()[: PROMPTS * arguments.steps]
     rows = [{"prompt": json.loads(line)["question"]} for line in lines]
     run = _trl if arguments.child == "trl" else _tunekit
     seconds, tokens = run(arguments, rows)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
     return {
         "seconds_per_step": round(seconds / arguments.steps, 4),
         "tokens_per_completion": round(tokens, 2),
-        "peak_gib": round(peak, 3),
+        "peak_gib": round(_children.memory() / 2**30, 3),
     }
 
 
 def _trl(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[float, float]:
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -91,39 +77,28 @@ def _trl(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[flo
             max_completion_length=arguments.tokens,
             max_steps=arguments.steps,
             learning_rate=RATE,
-            gradient_checkpointing=False,
-            use_cpu=True,
-            bf16=False,
-            report_to=[],
-            save_strategy="no",
-            logging_steps=1,
-            disable_tqdm=True,
             seed=SEED,
+            **_children.PLAIN,
         )
-        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+        model, tokenizer = _children.load(arguments.model)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         trainer = GRPOTrainer(
-            model=AutoModelForCausalLM.from_pretrained(arguments.model, dtype="float32"),
+            model=model,
             args=config,
             reward_funcs=_reward,
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
-        began = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - began
+        seconds = _children.trained(trainer)["seconds"]
         lengths = [row["completions/mean_length"] for row in trainer.state.log_history if "loss" in row]
     return seconds, sum(lengths) / len(lengths)
 
 
 def _tunekit(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> tuple[float, float]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     import tunekit
 
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="float32")
-    line = tunekit.Pipeline(model=(model, AutoTokenizer.from_pretrained(arguments.model))).align(
+    line = tunekit.Pipeline(model=_children.load(arguments.model)).align(
         method="grpo",
         prompts=rows,
         reward=_reward,

@@ -14,15 +14,12 @@ nothing to keep apart.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import _children
 
 CONTENDERS = ("plain", "tunekit")
 KINDS = ("documents", "stream")
@@ -36,38 +33,30 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512, help="tokens in a block")
     parser.add_argument("--batch", type=int, default=8, help="blocks of an optimizer step")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=2, help="how often each runs; the fastest run counts")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    _children.add_arguments(parser)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--profile", action="store_true", help="where the time goes, of both")
-    parser.add_argument("--child", choices=(*CONTENDERS, "prepare"), help=argparse.SUPPRESS)
-    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        print(json.dumps(_child(arguments)))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        arguments.model = Path(folder)
-        _compare(arguments)
+    _children.start(parser.parse_args(), _compare, _child)
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    facts = _run(arguments, "prepare", KINDS[0])
+    facts = _children.run(arguments, "prepare", "--kinds", KINDS[0])
     print(
         f"{facts['parameters']:,} parameters, vocabulary {facts['vocabulary']:,}, {arguments.batch} blocks of "
         f"{arguments.length} tokens, {arguments.steps} steps, {arguments.threads} threads, "
         f"matrix products {facts['peak'] / 1e9:.0f} GFLOP/s"
     )
     for kind in arguments.kinds:
-        best: dict[str, dict[str, Any]] = {}
-        for _ in range(arguments.rounds):
-            for name in CONTENDERS:
-                made = _run(arguments, name, kind)
-                print(f"  {kind}, {name}: {made['tokens'] / made['seconds']:.0f} tokens/s")
-                if name not in best or made["seconds"] < best[name]["seconds"]:
-                    best[name] = made
+        best = _children.fastest(
+            _children.in_turn(
+                CONTENDERS,
+                arguments.rounds,
+                lambda name, kind=kind: _children.run(arguments, name, "--kinds", kind),
+                lambda name, made, kind=kind: f"  {kind}, {name}: {made['tokens'] / made['seconds']:.0f} tokens/s",
+            )
+        )
         plain, own = best["plain"], best["tunekit"]
-        apart = max(abs(a - b) for a, b in zip(plain["losses"], own["losses"], strict=True))
+        apart = _children.apart(plain, own)
         print(f"\n{kind:<10} tokens/s  share of peak  peak memory")
         for name, run in best.items():
             share = run["flops"] / run["seconds"] / facts["peak"]
@@ -81,21 +70,6 @@ def _compare(arguments: argparse.Namespace) -> None:
             raise SystemExit("the loss curves differ")
 
 
-def _run(arguments: argparse.Namespace, name: str, kind: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, str(arguments.data), "--child", name, "--kinds", kind]
-    for option in ("model", "size", "length", "batch", "steps", "threads"):
-        command += [f"--{option}", str(getattr(arguments, option))]
-    command += ["--profile"] if arguments.profile else []
-    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    made: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    if "profile" in made:
-        print(made.pop("profile"))
-    return made
-
-
 def _texts(arguments: argparse.Namespace) -> list[str]:
     """Passages that blank lines part, or everything as one text."""
     text = arguments.data.read_text(encoding="utf-8")
@@ -104,17 +78,12 @@ def _texts(arguments: argparse.Namespace) -> list[str]:
     return [part.strip() for part in text.split("\n\n") if part.strip()] if "\n\n" in text else text.splitlines()
 
 
-def _child(arguments: argparse.Namespace) -> dict[str, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+def _child(arguments: argparse.Namespace) -> _children.Result:
     from tunekit.plugins import hf
 
-    torch.set_num_threads(arguments.threads)
     if arguments.child == "prepare":
         return _prepare(arguments)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model, tokenizer = _children.load(arguments.folder)
     texts = [text for text in _texts(arguments) if text.strip()]
     with tempfile.TemporaryDirectory() as folder:
         trainer, made = (_plain if arguments.child == "plain" else _tunekit)(
@@ -127,7 +96,7 @@ def _child(arguments: argparse.Namespace) -> dict[str, Any]:
         **made,
         "tokens": tokens,
         "flops": tokens * hf.flops_per_token(trainer.model, mean),
-        "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
+        "losses": _children.losses(trainer),
     }
 
 
@@ -149,8 +118,7 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
     texts = _texts(arguments)
     tokenizer = train_tokenizer(texts, options.vocab_size, options.context)
     model = new_model(options, tokenizer, SEED, masked=False)
-    model.save_pretrained(arguments.model)
-    tokenizer.save_pretrained(arguments.model)
+    _children.keep(model, tokenizer, arguments.folder)
     peak = max(hf.measured_peak(torch.device("cpu"), torch.float32) for _ in range(3))
     return {"parameters": hf.count_parameters(model)[0], "vocabulary": len(tokenizer), "peak": peak}
 
@@ -161,13 +129,10 @@ class Timer:
     def __init__(self, profiled: bool) -> None:
         self.ends: list[float] = []
         self.memory = 0
-        self.table = ""
+        self.table: _children.Result = {}
         self.profiled = profiled
 
     def around(self, loop: Any) -> Any:
-        from contextlib import nullcontext
-
-        from torch.profiler import profile
         from transformers import TrainerCallback
 
         timer = self
@@ -175,21 +140,19 @@ class Timer:
         class Clock(TrainerCallback):  # type: ignore[misc]
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 timer.ends.append(time.perf_counter())
-                timer.memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+                timer.memory = _children.memory()
 
         def timed(trainer: Any, *more: Any, **named: Any) -> Any:
             trainer.add_callback(Clock())
-            with profile() if timer.profiled else nullcontext() as found:
+            with _children.profiled(timer.profiled) as found:
                 output = loop(trainer, *more, **named)
-            if found is not None:
-                timer.table = found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25)
+            timer.table = _children.table(found)
             return output
 
         return timed
 
     def facts(self) -> dict[str, Any]:
-        made = {"seconds": self.ends[-1] - self.ends[0], "memory": self.memory}
-        return {**made, "profile": self.table} if self.table else made
+        return {"seconds": self.ends[-1] - self.ends[0], "memory": self.memory, **self.table}
 
 
 def _plain(
@@ -234,14 +197,9 @@ def _plain(
             warmup_steps=WARMUP,
             weight_decay=DECAY,
             max_grad_norm=CLIP,
-            use_cpu=True,
-            dataloader_pin_memory=False,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
             seed=SEED,
             data_seed=SEED,
+            **_children.PLAIN,
         ),
         train_dataset=rows,
         data_collator=collate,

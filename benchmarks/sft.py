@@ -15,16 +15,15 @@ max_length), ``tunekit`` (its defaults: random rows), ``tunekit-tokens`` (batche
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
-import resource
-import subprocess
-import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import _children
 
 CONTENDERS = ("trl", "trl-grouped", "trl-packed", "tunekit", "tunekit-tokens")
 LENGTH, BATCH, RANK, RATE, SEED = 512, 8, 8, 2e-4, 0
@@ -36,51 +35,30 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--steps", type=int, help="optimizer steps in place of epochs")
-    parser.add_argument("--rounds", type=int, default=2, help="how often each contender runs; the fastest run counts")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    _children.add_arguments(parser)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--profile", action="store_true", help="where tunekit's time goes")
-    parser.add_argument("--child", choices=(*CONTENDERS, "peak", "prepare"), help=argparse.SUPPRESS)
-    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        print(json.dumps(_child(arguments)))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        arguments.model = Path(folder)
-        _compare(arguments)
+    parser.add_argument("--model", help="folder of another model")
+    _children.start(parser.parse_args(), _compare, _child)
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1"}
-    _run(arguments, "prepare", environment)
-    peak = _run(arguments, "peak", environment)["flops"]
+    _children.run(arguments, "prepare")
+    peak = _children.run(arguments, "peak")["flops"]
     print(f"matrix products, float32, {arguments.threads} threads: {peak / 1e9:.0f} GFLOP/s")
-    results: dict[str, list[dict[str, Any]]] = {}
-    for _ in range(arguments.rounds):
-        for name in arguments.only:
-            results.setdefault(name, []).append(_run(arguments, name, environment))
-            made = results[name][-1]
-            print(f"  {name}: {made['tokens'] / made['seconds']:.1f} trained tokens/s, {made['seconds']:.1f} s")
-    _report(results, peak)
+    found = _children.in_turn(
+        arguments.only,
+        arguments.rounds,
+        lambda name: _children.run(arguments, name),
+        lambda name, made: (
+            f"  {name}: {made['tokens'] / made['seconds']:.1f} trained tokens/s, {made['seconds']:.1f} s"
+        ),
+    )
+    _report(found, peak)
 
 
-def _run(arguments: argparse.Namespace, name: str, environment: dict[str, str]) -> dict[str, Any]:
-    command = [sys.executable, __file__, str(arguments.data), "--child", name, "--threads", str(arguments.threads)]
-    command += ["--model", str(arguments.model), "--rows", str(arguments.rows), "--epochs", str(arguments.epochs)]
-    command += ["--steps", str(arguments.steps)] if arguments.steps else []
-    command += ["--profile"] if arguments.profile and name.startswith("tunekit") else []
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    made: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    if "profile" in made:
-        print(made.pop("profile"))
-    return made
-
-
-def _report(results: dict[str, list[dict[str, Any]]], peak: float) -> None:
-    best = {name: max(runs, key=lambda run: run["tokens"] / run["seconds"]) for name, runs in results.items()}
+def _report(results: dict[str, list[_children.Result]], peak: float) -> None:
+    best = _children.fastest(results, per="tokens")
     speed = {name: run["tokens"] / run["seconds"] for name, run in best.items()}
     print()
     print(
@@ -110,13 +88,14 @@ def _report(results: dict[str, list[dict[str, Any]]], peak: float) -> None:
         print(f"loss per step, {name}: {' '.join(f'{loss:.4f}' for loss in run['losses'])}")
 
 
-def _child(arguments: argparse.Namespace) -> dict[str, Any]:
-    import torch
-
-    torch.set_num_threads(arguments.threads)
+def _child(arguments: argparse.Namespace) -> _children.Result:
     if arguments.child == "prepare":
-        return _prepare(arguments.model)
+        loaded = _children.resolved(arguments.model)
+        _children.keep(loaded.model, loaded.tokenizer, arguments.folder)
+        return {}
     if arguments.child == "peak":
+        import torch
+
         from tunekit.plugins import hf
 
         return {"flops": max(hf.measured_peak(torch.device("cpu"), torch.float32) for _ in range(3))}
@@ -127,41 +106,16 @@ def _child(arguments: argparse.Namespace) -> dict[str, Any]:
     ]
     run = _tunekit if arguments.child.startswith("tunekit") else _trl
     with tempfile.TemporaryDirectory() as folder:
-        made = run(arguments, rows, Path(folder))
-    made["whole"] = _memory()
-    made["above"] = made["memory"] - made.pop("before")
-    return made
+        return _children.with_memory(run(arguments, rows, Path(folder)))
 
 
-def _memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _model(folder: Path) -> Any:
-    """The model and its tokenizer, from plain files: unpacking the 4-bit ones takes memory of its own."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
-
-
-def _prepare(folder: Path) -> dict[str, Any]:
-    from tunekit.session import Session
-
-    loaded = Session().resolve_model("smollm2-135m-instruct").load()
-    loaded.model.save_pretrained(folder)
-    loaded.tokenizer.save_pretrained(folder)
-    return {}
-
-
-def _trl(arguments: argparse.Namespace, rows: list[dict[str, str]], folder: Path) -> dict[str, Any]:
-    import torch
+def _trl(arguments: argparse.Namespace, rows: list[dict[str, str]], folder: Path) -> _children.Result:
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    model, tokenizer = _model(arguments.model)
-    before = _memory()
+    model, tokenizer = _children.load(arguments.folder)
+    before = _children.memory()
     talk = [
         {
             "prompt": [{"role": "user", "content": row["prompt"]}],
@@ -181,15 +135,8 @@ def _trl(arguments: argparse.Namespace, rows: list[dict[str, str]], folder: Path
             max_length=LENGTH,
             packing=kind == "trl-packed",
             train_sampling_strategy="group_by_length" if kind == "trl-grouped" else "random",
-            gradient_checkpointing=False,
-            use_cpu=True,
-            bf16=False,
-            dataloader_pin_memory=False,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
             seed=SEED,
+            **_children.PLAIN,
         ),
         train_dataset=Dataset.from_list(talk),
         processing_class=tokenizer,
@@ -208,32 +155,24 @@ def _trl(arguments: argparse.Namespace, rows: list[dict[str, str]], folder: Path
         return proper(model, inputs, *more, **named)
 
     trainer.training_step = counted
-    began = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - began
-    memory = _memory()
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    assert torch.get_num_threads() == arguments.threads
+    made = _children.trained(trainer)
     return {
-        "seconds": seconds,
+        **made,
         "tokens": counts["tokens"],
         "input_tokens": counts["input"],
         "padding": 1 - counts["input"] / counts["width"],
-        "losses": losses,
         "flops": _flops(trainer.model, counts["input"], counts["tokens"], len(rows)),
         "before": before,
-        "memory": memory,
     }
 
 
-def _tunekit(arguments: argparse.Namespace, rows: list[dict[str, str]], folder: Path) -> dict[str, Any]:
+def _tunekit(arguments: argparse.Namespace, rows: list[dict[str, str]], folder: Path) -> _children.Result:
     from tunekit import Pipeline
     from tunekit.plugins import hf
 
-    model, tokenizer = _model(arguments.model)
-    before = _memory()
-    counts: dict[str, Any] = {"real": 0, "width": 0}
-    proper = hf.TokenTrainer.train
+    model, tokenizer = _children.load(arguments.folder)
+    before = _children.memory()
+    counts = {"real": 0, "width": 0}
 
     def counted(module: Any, positional: Any, named: dict[str, Any]) -> None:
         width = named["input_ids"].numel()
@@ -241,28 +180,19 @@ def _tunekit(arguments: argparse.Namespace, rows: list[dict[str, str]], folder: 
         counts["real"] += width if mask is None else int(mask.sum())
         counts["width"] += width
 
-    def timed(self: Any, *more: Any, **named: Any) -> Any:
-        from contextlib import nullcontext
-
-        from torch.profiler import profile
-
-        hook = self.model.register_forward_pre_hook(counted, with_kwargs=True)
-        began = time.perf_counter()
-        with profile() if arguments.profile else nullcontext() as found:
-            output = proper(self, *more, **named)
-        counts["seconds"] = time.perf_counter() - began
-        counts["memory"] = _memory()
+    @contextlib.contextmanager
+    def counting(trainer: Any) -> Iterator[None]:
+        hook = trainer.model.register_forward_pre_hook(counted, with_kwargs=True)
+        yield
         hook.remove()
-        if found is not None:
-            counts["profile"] = found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25)
-        history = [row for row in self.state.log_history if "loss" in row]
-        counts["losses"] = [row["loss"] for row in history]
-        counts["tokens"] = sum(row["tokens"] for row in history)
-        counts["input_tokens"] = sum(row["input_tokens"] for row in history)
-        counts["flops"] = _flops(self.model, counts["input_tokens"], counts["tokens"], len(rows))
-        return output
 
-    hf.TokenTrainer.train = timed
+    def facts(trainer: Any) -> _children.Result:
+        history = [row for row in trainer.state.log_history if "loss" in row]
+        tokens, seen = (sum(row[name] for row in history) for name in ("tokens", "input_tokens"))
+        flops = _flops(trainer.model, seen, tokens, len(rows))
+        return {"tokens": tokens, "input_tokens": seen, "flops": flops}
+
+    made = _children.watch_training(hf.TokenTrainer, profile=arguments.profile, around=counting, facts=facts)
     filled: dict[str, Any] = (
         {"max_tokens_per_batch": BATCH * 160} if arguments.child == "tunekit-tokens" else {"batch_size": BATCH}
     )
@@ -273,8 +203,7 @@ def _tunekit(arguments: argparse.Namespace, rows: list[dict[str, str]], folder: 
         .lora(r=RANK, alpha=16, dropout=0.0, targets="all-linear")
         .run(workdir=folder, seed=SEED)
     )
-    padding = 1 - counts.pop("real") / counts.pop("width")
-    return {**counts, "padding": padding, "before": before}
+    return {**made, "padding": 1 - counts["real"] / counts["width"], "before": before}
 
 
 def _flops(model: Any, tokens: float, targets: float, rows: int) -> float:
