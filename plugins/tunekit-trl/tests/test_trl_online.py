@@ -282,6 +282,23 @@ def test_before_the_first_update_nothing_has_moved(tmp_path: Path) -> None:
     assert any(not torch.equal(before[name], kept[name]) for name in before)
 
 
+def test_a_reward_that_fails_ends_the_step_before_anything_is_learned(tmp_path: Path) -> None:
+    calls = []
+
+    def reward(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        calls.append(len(prompts))
+        if len(calls) == 1:
+            raise ConnectionError("the judge is asleep")
+        return [0.0] * len(prompts)
+
+    options = GrpoOptions(batch_size=4, num_generations=4, max_steps=1, **{**SHORT, "samples": 2})
+    judge = BoundReward(name="judge", reward=reward)
+    ctx = driver.online_context(tmp_path, driver.tiny_pair(), driver.SUMS[:4], options, [judge])
+    with pytest.raises(StepError, match="the judge is asleep") as caught:
+        GrpoTrainer().run(ctx)
+    assert caught.value.code == "reward-failed" and calls == [2]
+
+
 def test_another_model_as_reference_is_caught(tmp_path: Path) -> None:
     """T13, by sabotage."""
     loaded = driver.tiny_pair()

@@ -345,7 +345,9 @@ def test_preview_shows_every_answer_whole() -> None:
     assert targets == ["worst", "better than 2 answers", "better than 2 answers", "worst"]
     assert [row.target for row in shown(RATED[:2])] == [f"score {RATED[0]['score']:g}", "score 1"]
     (problem,) = shown([{"prompt": "p", "chosen": "x" * 90 + "a", "rejected": "x" * 90 + "b"}])
-    assert problem.code == "equal-answers" and not problem.skipped
+    assert problem.code == "equal-answers" and not problem.skipped and problem.fix.startswith("max_length=113, or ")
+    (problem,) = shown([{"prompt": "p", "chosen": "x" * 300 + "a", "rejected": "x" * 300 + "b"}])
+    assert problem.fix.startswith("max_length=256 (the model has 256 positions) if that is enough")
 
 
 @pytest.mark.parametrize(
