@@ -131,6 +131,89 @@ def test_ratings_are_means_on_one_scale(store: FeedbackStore) -> None:
     assert {row["completion"]: row["score"] for row in store.rated(scale=(0, 1))}["other"] == 1.0
 
 
+def said(rows: Any, field: str = "label") -> dict[str, Any]:
+    return {row["completion"]: row[field] for row in rows}
+
+
+@pytest.mark.parametrize("users", [("u", "u"), ("u", "v")])
+def test_a_later_thumb_replaces_a_rating_that_says_the_opposite(store: FeedbackStore, users: tuple[str, str]) -> None:
+    """Or DPO and KTO would learn opposite things of the same judgements."""
+    for answer, rating, thumbs, user in (("a", 5, False, users[0]), ("b", 1, True, users[1])):
+        store.record("q", answer, rating=rating, user_hash=user)
+        store.record("q", answer, thumbs=thumbs, user_hash=user)
+    assert said(store.labelled()) == {"a": False, "b": True}
+    assert [(row["chosen"], row["rejected"]) for row in store.preferences()] == [("b", "a")]
+    assert len(store.rated()) == 0
+    store.record("q", "a", rating=4, user_hash=users[0])
+    assert said(store.labelled()) == {"a": True, "b": True} and said(store.rated(), "score") == {"a": 4.0}
+
+
+def test_an_edit_replaces_an_earlier_rating_and_an_agreeing_thumb_keeps_it(store: FeedbackStore) -> None:
+    store.record("q", "draft", rating=5, user_hash="u", time=1)
+    store.record("q", "bad", rating=2, user_hash="u", time=2)
+    store.record("q", "bad", thumbs=False, user_hash="u", time=3)
+    store.record("q", "draft", edit="final", user_hash="u", time=4)
+    assert said(store.rated(), "score") == {"bad": 2.0}
+    assert said(store.labelled()) == {"draft": False, "final": True, "bad": False}
+    assert sorted((row["chosen"], row["rejected"]) for row in store.preferences()) == [
+        ("final", "bad"),
+        ("final", "draft"),
+    ]
+
+
+def test_of_a_thumb_and_a_rating_in_one_record_the_thumb_says_more(store: FeedbackStore) -> None:
+    store.record("q", "a", thumbs=False, rating=5, user_hash="u")
+    store.record("q", "b", thumbs=True, rating=1, user_hash="u")
+    assert said(store.labelled()) == {"a": False, "b": True}
+    assert [row["chosen"] for row in store.preferences()] == ["b"]
+
+
+def test_the_least_agreement_holds_for_ratings_of_different_users_too(store: FeedbackStore) -> None:
+    for number, rating in enumerate((5, 1, 5, 1)):
+        store.record("q", "a", rating=rating, user_hash=f"a{number}")
+        store.record("q", "b", rating=1, user_hash=f"b{number}")
+        store.record("sure", "a", rating=5 - number % 2, user_hash=f"a{number}")
+        store.record("sure", "b", rating=1, user_hash=f"b{number}")
+    made = store.preferences(min_agreement=0.95)
+    assert [row["prompt"] for row in made] == ["sure"] and made.report.left_out == {"conflict": 1}
+    assert len(store.preferences(min_agreement=0.5)) == 2
+
+
+def test_a_share_or_a_difference_that_is_just_enough_is_enough(store: FeedbackStore) -> None:
+    """14 of 25 is 0.56 though 0.56 * 25 is more than 14; 0.7 - 0.6 is less than 0.1; 1 - 2 * 0.1 is 0.8."""
+    for number in range(25):
+        store.record("q", "a", thumbs=number < 14, user_hash=f"u{number}")
+    assert len(store.labelled(min_agreement=0.56)) == 1 and len(store.labelled(min_agreement=0.561)) == 0
+    for rating in (6, 7):
+        store.record("near", f"{rating}", rating=rating, scale=(0, 10), user_hash="u")
+    assert len(store.preferences(min_gap=0.1)) == 1 and len(store.preferences(min_gap=0.101)) == 0
+
+
+def test_near_copies_that_were_judged_differently_are_both_kept(store: FeedbackStore) -> None:
+    pytest.importorskip("datasketch")
+    text = " ".join(f"word{n}" for n in range(80))
+    store.record("q", text, thumbs=True, time=1)
+    store.record("q", f"{text} end", thumbs=False, time=2)
+    store.record("q", f"{text} stop", thumbs=False, time=3)
+    made = store.labelled(dedupe="near")
+    assert [row["label"] for row in made] == [True, False] and made.report.left_out == {"near-duplicate": 1}
+    other = " ".join(f"other{n}" for n in range(80))
+    for number, (one, two) in enumerate([(text, other), (f"{text} x", f"{other} y"), (f"{other} z", f"{text} t")]):
+        store.record(f"pair {number} of three", one, chosen_over=two, time=4 + number)
+    pairs = store.preferences(derived=False, dedupe="near")
+    assert [row["prompt"] for row in pairs] == ["pair 0 of three", "pair 2 of three"]
+
+
+def test_what_a_later_judgement_replaced_is_counted_and_nothing_else(store: FeedbackStore) -> None:
+    store.record("q", "a", chosen_over="b", user_hash="u", time=1)
+    store.record("q", "a", chosen_over="d", user_hash="u", time=2)
+    store.record("q", "a", thumbs=True, user_hash="u", time=3)
+    assert store.preferences().report.merged == 0 and len(store.preferences(derived=False)) == 2
+    store.record("q", "b", chosen_over="a", user_hash="u", time=4)
+    store.record("q", "a", rating=4, user_hash="u", time=5)
+    assert store.preferences().report.merged == 2
+
+
 def conversation(*texts: str) -> list[dict[str, str]]:
     return [{"role": "assistant" if n % 2 else "user", "content": text} for n, text in enumerate(texts)]
 

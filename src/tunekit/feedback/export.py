@@ -29,7 +29,7 @@ class ExportReport:
     records: int = 0
     """Judgements that were looked at."""
     merged: int = 0
-    """Judgements that a later one of the same user on the same answer replaced, or that it repeats."""
+    """Judgements that a later one of the same user on the same answer, or on the same two, replaced or repeats."""
     rows: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     """Reason -> answers or pairs: ``conflict`` (no majority, or less agreement than asked for), ``few-votes``,

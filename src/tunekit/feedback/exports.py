@@ -13,11 +13,12 @@ from typing import Any
 from tunekit.data.messages import as_messages
 from tunekit.data.rows import RowProblem
 from tunekit.data.schemas import MOST_PAIRS, validate_row
+from tunekit.data.text import words
 from tunekit.errors import DataError
 from tunekit.feedback.export import Export, ExportReport
 from tunekit.feedback.pairs import decided, without_circles
 from tunekit.feedback.records import Record, Text, redacted
-from tunekit.feedback.said import Answer, Asked, Rules, collected, wrong_option
+from tunekit.feedback.said import Answer, Asked, Rules, agreement, at_least, collected, wrong_option
 from tunekit.feedback.splits import components
 
 __all__ = ["Rules", "demonstrations", "labelled", "preferences", "prompts", "rated"]
@@ -46,17 +47,43 @@ def _finished(
         raise wrong_option("dedupe", dedupe, "'exact' or 'near'")
     made.sort(key=lambda item: item[:2])
     if dedupe == "near":
-        from tunekit.data.dedupe import Near
-
-        near, kept = Near(), []
-        for number, item in enumerate(made):
-            if near.look(item[3], number) is None:
-                kept.append(item)
-            else:
-                report.out("near-duplicate", item[1])
-        made = kept
+        made = _without_near(made, report)
     together = components(records)
     return Export(name, schema, [(together.get(key, key), row) for _, _, key, row in made], report)
+
+
+def _without_near(made: list[tuple[float, str, str, Row]], report: ExportReport) -> list[tuple[float, str, str, Row]]:
+    """Without near copies of earlier rows that say the same: a bad answer is no copy of a good one, whatever its words,
+    nor is a pair of one that prefers the other answer."""
+    from tunekit.data.dedupe import Near
+
+    seen: dict[Any, Near] = {}
+    kept = []
+    for number, item in enumerate(made):
+        row = item[3]
+        label = row.get("label")
+        if label not in seen:
+            seen[label] = Near()
+        like = seen[label].look(row, number)
+        if like is None or ("chosen" in row and _turned(row, made[like["like"]][3])):
+            kept.append(item)
+        else:
+            report.out("near-duplicate", item[1])
+    return kept
+
+
+def _turned(row: Row, earlier: Row) -> bool:
+    """Whether the chosen answer of a pair is more like the one that was rejected in an earlier pair."""
+    chosen, before, rejected = (_words(text) for text in (row["chosen"], earlier["chosen"], earlier["rejected"]))
+    return _likeness(chosen, rejected) > _likeness(chosen, before)
+
+
+def _words(value: Text) -> set[str]:
+    return {word for message in as_messages(value, "assistant") for word in words(str(message.get("content") or ""))}
+
+
+def _likeness(one: set[str], other: set[str]) -> float:
+    return len(one & other) / max(1, len(one | other))
 
 
 def labelled(
@@ -72,7 +99,7 @@ def labelled(
     records = _shown(records, redact)
     report = ExportReport("feedback")
     made = []
-    for asked in collected(records, report):
+    for asked in collected(records, report, rules.rating_split):
         compared = _compared(asked) if comparisons else {}
         for answer in asked.answers.values():
             opinions = compared.get(answer.key, {}) | answer.opinions(rules.rating_split)
@@ -129,7 +156,7 @@ def preferences(
     records = _shown(records, redact)
     report = ExportReport("preference")
     made = []
-    for asked in collected(records, report):
+    for asked in collected(records, report, rules.rating_split):
         pairs = without_circles(decided(asked, rules, derived, max_pairs, report), report)
         pairs.sort(key=lambda pair: (not pair.direct, -pair.votes, -pair.gap, pair.time))
         if max_pairs is not None:
@@ -178,13 +205,13 @@ def rated(
     made = []
     for asked in gathered:
         for answer in asked.answers.values():
-            ratings = sorted(entry[0] for entry in answer.ratings.values())
+            ratings = [entry[0] for entry in answer.ratings.values()]
             if not ratings:
                 continue
             if len(ratings) < rules.min_votes:
                 report.out("few-votes", answer.record)
                 continue
-            if agreement(ratings) < rules.min_agreement:
+            if not at_least(agreement(ratings), rules.min_agreement):
                 report.out("conflict", answer.record)
                 continue
             score = low + (high - low) * sum(ratings) / len(ratings)
@@ -192,14 +219,6 @@ def rated(
             if row is not None:
                 made.append((answer.time, answer.record, asked.key, row | {"score": round(score, 9)}))
     return _finished(name, "rated", made, records, report, dedupe)
-
-
-def agreement(ratings: Sequence[float]) -> float:
-    """How far sorted ratings from 0 to 1 agree: 1 minus twice their mean distance from the median. 1: all are equal;
-    0: half of them at each end of the scale."""
-    middle = len(ratings) // 2
-    median = ratings[middle] if len(ratings) % 2 else (ratings[middle - 1] + ratings[middle]) / 2
-    return 1 - 2 * sum(abs(rating - median) for rating in ratings) / len(ratings)
 
 
 def demonstrations(
@@ -214,7 +233,7 @@ def demonstrations(
     records = _shown(records, redact)
     report = ExportReport("prompt_completion")
     made = []
-    for asked in collected(records, report):
+    for asked in collected(records, report, rules.rating_split):
         good: list[Answer] = []
         better: list[Answer] = []
         for answer in asked.answers.values():

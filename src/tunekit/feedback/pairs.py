@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, combinations, islice
 
 from tunekit.feedback.export import ExportReport
-from tunekit.feedback.said import Answer, Asked, Rules
+from tunekit.feedback.said import Answer, Asked, Rules, agreement, at_least
 
 __all__ = ["Pair", "decided", "without_circles"]
 
@@ -61,8 +61,11 @@ def decided(asked: Asked, rules: Rules, derived: bool, most: int | None, report:
             better, worse = (first, second) if verdict else (second, first)
             found.append(Pair(better.key, worse.key, bool(direct), len(voters), gap, time, record))
         elif derived:
-            better_key = _across(first, second, rules)
-            if better_key is not None:
+            better_key, why = _across(first, second, rules)
+            if better_key is None:
+                if why:
+                    report.out(why, record)
+            else:
                 worse_key = second.key if better_key == first.key else first.key
                 found.append(Pair(better_key, worse_key, False, 0, gap, time, record))
     return found
@@ -131,7 +134,7 @@ def _apart(
 def _gaps(rated: Sequence[Answer], ratings: Sequence[float], least: float) -> Iterator[tuple[Answer, Answer]]:
     for apart in range(len(rated) - 1, 0, -1):
         gaps = [(low, low + apart) for low in range(len(rated) - apart)]
-        wide = [(low, high) for low, high in gaps if ratings[high] - ratings[low] >= least]
+        wide = [(low, high) for low, high in gaps if at_least(ratings[high] - ratings[low], least)]
         if not wide:  # nearer neighbours in the order are not further apart
             return
         yield from ((rated[low], rated[high]) for low, high in wide)
@@ -159,9 +162,11 @@ def _both_judged(first: Answer, second: Answer, rules: Rules) -> dict[str, str]:
     """Voter -> the answer he judged better, for those who judged both."""
     found = {}
     for voter in (first.votes.keys() | first.ratings.keys()) & (second.votes.keys() | second.ratings.keys()):
-        if voter in first.ratings and voter in second.ratings:
+        thumbs = first.votes.get(voter), second.votes.get(voter)
+        apart = None not in thumbs and thumbs[0] != thumbs[1]
+        if voter in first.ratings and voter in second.ratings and not apart:
             gap = first.ratings[voter][0] - second.ratings[voter][0]
-            if abs(gap) >= rules.min_gap:
+            if at_least(abs(gap), rules.min_gap):
                 found[voter] = first.key if gap > 0 else second.key
                 continue
         one, other = (answer.opinions(rules.rating_split).get(voter) for answer in (first, second))
@@ -170,20 +175,29 @@ def _both_judged(first: Answer, second: Answer, rules: Rules) -> dict[str, str]:
     return found
 
 
-def _across(first: Answer, second: Answer, rules: Rules) -> str | None:
-    """The better of two answers by the verdicts of different voters: thumbs against thumbs, ratings against ratings."""
-    one, other = first.mean(), second.mean()
-    if one is not None and other is not None and min(len(first.ratings), len(second.ratings)) >= rules.min_votes:
-        if abs(one - other) >= rules.min_gap:
-            return first.key if one > other else second.key
-        return None
+def _across(first: Answer, second: Answer, rules: Rules) -> tuple[str | None, str]:
+    """The better of two answers by the verdicts of different voters, ratings against ratings, else thumbs against
+    thumbs; or None, and why, where the voters disagree too much about answers that are far apart.
+
+    Of ratings, agreement is 1 minus their mean distance from the median. With all of them at the two ends of the scale
+    that is the share of the majority, as of thumbs.
+    """
     verdicts = []
     for answer in (first, second):
         said = answer.opinions(rules.rating_split)
         verdicts.append(rules.verdict(sum(said.values()), len(said) - sum(said.values()))[0] if said else None)
-    if None in verdicts or verdicts[0] == verdicts[1]:
-        return None
-    return first.key if verdicts[0] else second.key
+    told_apart = None not in verdicts and verdicts[0] != verdicts[1]
+    by_verdict = (first.key if verdicts[0] else second.key) if told_apart else None
+    one, other = first.mean(), second.mean()
+    if one is None or other is None or min(len(first.ratings), len(second.ratings)) < rules.min_votes:
+        return by_verdict, ""
+    if not at_least(abs(one - other), rules.min_gap):
+        return None, ""
+    by_rating = first.key if one > other else second.key
+    if by_verdict is not None:
+        return (by_rating, "") if by_verdict == by_rating else (None, "conflict")
+    shares = [(1 + agreement(rating for rating, _, _ in answer.ratings.values())) / 2 for answer in (first, second)]
+    return (by_rating, "") if at_least(min(shares), rules.min_agreement) else (None, "conflict")
 
 
 def without_circles(pairs: list[Pair], report: ExportReport) -> list[Pair]:

@@ -10,7 +10,9 @@ from tunekit.errors import OptionsError
 from tunekit.feedback.export import ExportReport
 from tunekit.feedback.records import Record, Text, text_key
 
-__all__ = ["Answer", "Asked", "Rules", "collected", "wrong_option"]
+__all__ = ["Answer", "Asked", "Rules", "agreement", "at_least", "collected", "wrong_option"]
+
+_MIDDLE = 0.5
 
 
 @dataclass
@@ -24,6 +26,14 @@ class Answer:
     votes: dict[str, bool] = field(default_factory=dict)
     ratings: dict[str, tuple[float, float, tuple[float, float]]] = field(default_factory=dict)
     """Voter -> (0 to 1, as given, scale)."""
+
+    def vote(self, voter: str, good: bool, split: float | None) -> None:
+        """A thumb of a voter; an earlier rating of the same voter that says the opposite no longer counts."""
+        self.votes[voter] = good
+        middle = _MIDDLE if split is None else split
+        rating = self.ratings[voter][0] if voter in self.ratings else middle
+        if rating != middle and (rating > middle) != good:
+            del self.ratings[voter]
 
     def mean(self) -> float | None:
         """Mean rating from 0 to 1."""
@@ -67,10 +77,16 @@ class Asked:
         self.choices.setdefault((first, second), {})[voter] = (better, record)
 
 
-def collected(records: Iterable[Record], report: ExportReport) -> list[Asked]:
-    """Prompts in the order of their first record, with what all records say about their answers."""
+def collected(records: Iterable[Record], report: ExportReport, split: float | None = _MIDDLE) -> list[Asked]:
+    """Prompts in the order of their first record, with what all records say about their answers.
+
+    Args:
+        records: in any order.
+        report: counts them.
+        split: as :attr:`Rules.rating_split`: where a rating says the opposite of a thumb.
+    """
     found: dict[str, Asked] = {}
-    seen: set[tuple[str, str, str]] = set()
+    seen: set[tuple[str, ...]] = set()
     for record in sorted(records, key=lambda record: (record.time, record.id)):
         report.records += 1
         key = record.prompt_key
@@ -78,37 +94,61 @@ def collected(records: Iterable[Record], report: ExportReport) -> list[Asked]:
         if asked is None:
             asked = found[key] = Asked(key, record.prompt, record.tools, record.time, record.id)
         answer = asked.answer(record.completion, record)
-        if (key, answer.key, record.voter) in seen:
-            report.merged += 1
-        seen.add((key, answer.key, record.voter))
-        _note(asked, answer, record, report)
+        subjects = [(key, record.voter, *subject) for subject in _note(asked, answer, record, report, split)]
+        report.merged += any(subject in seen for subject in subjects)
+        seen.update(subjects)
     return list(found.values())
 
 
-def _note(asked: Asked, answer: Answer, record: Record, report: ExportReport) -> None:
+def _note(
+    asked: Asked, answer: Answer, record: Record, report: ExportReport, split: float | None
+) -> list[tuple[str, ...]]:
+    """Keep what a record says; gives what it is about: an answer, or two that are compared."""
     voter = record.voter
+    subjects: list[tuple[str, ...]] = []
+    if record.thumbs is not None or record.rating is not None:
+        subjects.append((answer.key,))
     fraction = record.fraction()
     if fraction is not None and record.rating is not None and record.scale is not None:
         answer.ratings[voter] = (fraction, record.rating, record.scale)
         if record.thumbs is None:
             answer.votes.pop(voter, None)  # what counts is the last word
-    if record.thumbs is not None:
+    if record.thumbs is not None and record.rating is not None:
         answer.votes[voter] = record.thumbs
+    elif record.thumbs is not None:
+        answer.vote(voter, record.thumbs, split)
     edited = None if record.edit is None else asked.answer(record.edit, record)
     if edited is answer:
         report.out("redacted", record.id)
     elif edited is not None:
         asked.edits.setdefault(edited.key, record.id)
         asked.choose(edited.key, answer.key, voter, record.id)
-        edited.votes[voter] = True
+        edited.vote(voter, True, split)
         if record.thumbs is None and record.rating is None:
-            answer.votes[voter] = False
+            answer.vote(voter, False, split)
+        subjects.append((min(edited.key, answer.key), max(edited.key, answer.key)))
     for text in record.chosen_over:
         other = asked.answer(text, record)
         if other is answer:
             report.out("redacted", record.id)
         else:
             asked.choose(answer.key, other.key, voter, record.id)
+            subjects.append((min(answer.key, other.key), max(answer.key, other.key)))
+    return subjects
+
+
+def agreement(ratings: Iterable[float]) -> float:
+    """How far ratings from 0 to 1 agree: 1 minus twice their mean distance from the median. 1: all are equal; 0: half
+    of them at each end of the scale."""
+    ordered = sorted(ratings)
+    middle = len(ordered) // 2
+    median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    return 1 - 2 * sum(abs(rating - median) for rating in ordered) / len(ordered)
+
+
+def at_least(value: float, least: float) -> bool:
+    """``value >= least``, whatever rounding did to a difference such as 0.7 - 0.6."""
+    return value >= least - 1e-9
 
 
 @dataclass(frozen=True)
@@ -136,7 +176,7 @@ class Rules:
         """What the majority says, or None and why."""
         if yes + no < self.min_votes:
             return None, "few-votes"
-        if yes == no or max(yes, no) < self.min_agreement * (yes + no):
+        if yes == no or not at_least(max(yes, no) / (yes + no), self.min_agreement):
             return None, "conflict"
         return yes > no, ""
 

@@ -124,7 +124,9 @@ class Judgements:
 
         Args:
             min_votes: least number of voters on a pair that was compared, and on each answer of one that was not.
-            min_agreement: least share of the majority, 0 to 1. A tie is never decided.
+            min_agreement: least share of the majority, 0 to 1. A tie is never decided. Of the ratings of different
+                users, where the thumbs that they amount to do not tell the answers apart: 1 minus their mean distance
+                from the median, as a share of the scale.
             derived: take pairs from thumbs and ratings, not only from direct comparisons and edits.
             min_gap: least difference of two ratings, as a share of their scale.
             rating_split: ratings above this place on their scale (0 to 1) count as thumbs up, below it as thumbs down;
