@@ -13,7 +13,7 @@
 
 PYTHON ?= python3
 PIP_FLAGS ?=
-PYTEST_FLAGS ?= -n logical --maxprocesses 8 --dist loadfile
+PYTEST_FLAGS ?= -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 VENV := .venv
 BIN := $(VENV)/bin

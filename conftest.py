@@ -24,6 +24,26 @@ def _find_shared_data() -> Path | None:
     return next((path for path in candidates if (path / "stories260k" / "hf").is_dir()), None)
 
 
+LONGEST = (
+    "test_fresh_environment.py",
+    "test_trl_suite.py",
+    "test_evals_real.py",
+    "test_transformers_suite.py",
+    "test_sabotage_trainer.py",
+    "test_docs.py",
+    "test_line.py",
+    "test_scaffold.py",
+)
+"""Files that take half a minute and more, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, then those that hold slow tests: files run side by side, and what begins last must be short."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    ranks = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks) + (item.path not in slow)))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real test data, which is not part of this repository."""

@@ -349,7 +349,8 @@ def test_ctrl_c_in_real_training_is_continued_on_the_same_curve(tmp_path: Path) 
     path = tmp_path / "plan.yaml"
     path.write_text(
         "schema: 1\nadapter: {name: lora, r: 4}\nsteps:\n"
-        "  - pretrain: {max_steps: 10, limit: 60}\n  - sft: {max_steps: 30, limit: 60, batch_size: 2}\n"
+        "  - pretrain: {max_steps: 3, limit: 12, hidden_size: 32, layers: 2, vocab_size: 400, batch_size: 2}\n"
+        "  - sft: {max_steps: 120, limit: 60, batch_size: 2, max_length: 512}\n"
     )
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     whole = call(env, tmp_path, "run", path, "--workdir", "whole", "--json")
@@ -373,7 +374,7 @@ def test_ctrl_c_in_real_training_is_continued_on_the_same_curve(tmp_path: Path) 
         assert one["model"]["weights_hash"] == other["model"]["weights_hash"]
     events = [json.loads(line) for line in (tmp_path / "cut" / "events.jsonl").read_text().splitlines()]
     steps = [event["global_step"] for event in events if event["event"] == "MetricLogged" and event["step"] == "sft"]
-    assert steps == list(range(1, 31)), "no step was computed twice, none is missing"
+    assert steps == list(range(1, 121)), "no step was computed twice, none is missing"
 
 
 def test_json_of_a_cancelled_run_is_still_one_document(toy: dict[str, str], tmp_path: Path) -> None:
