@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,8 @@ from tunekit.cancel import CancelToken
 from tunekit.context import BoundReward
 from tunekit.errors import ArtifactError, DataError, RunCancelled, StepError
 from tunekit.plugins import LoadedModel, hf
-from tunekit.testing import tiny_model, tiny_tokenizer
+from tunekit.testing import tiny_model, tiny_tokenizer, warm
+from tunekit.testing.beside import beside
 from tunekit_peft.adapter import LoraAdapter
 from tunekit_peft.options import LoraOptions
 from tunekit_ppo.actor_critic import ActorCritic
@@ -27,10 +25,7 @@ from tunekit_ppo.ppo import PpoComponent
 from tunekit_ppo.prompts import prompts_of
 from tunekit_ppo.trainer import PpoTrainer
 
-_spec = importlib.util.spec_from_file_location("ppo_driver", Path(__file__).with_name("ppo_driver.py"))
-assert _spec is not None and _spec.loader is not None
-driver: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(driver)
+driver = beside(__file__, "ppo_driver")
 
 SMALL = {
     "rollout_size": 8,
@@ -228,8 +223,7 @@ def test_killed_and_cancelled_runs_go_on_along_the_same_curve(tmp_path: Path) ->
     weights = (tmp_path / "whole" / "model" / "model.safetensors").read_bytes()
 
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-c", KILLED, __file__, str(tmp_path / "killed")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = warm.run(["-c", KILLED, __file__, tmp_path / "killed"], env=env)
     assert done.returncode == -signal.SIGKILL, done.stderr
     again, rest, _ = run(tmp_path / "killed", **RESUMED)
     assert sorted(rows(rest)) == list(range(7, 13)) and again.details["resumed_from_step"] == 6

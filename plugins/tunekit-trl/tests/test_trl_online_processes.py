@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+
+from tunekit.testing import warm
 
 CODE = """
     import importlib.util, json, os, sys
@@ -53,8 +53,8 @@ def _both(folder: Path, *more: str) -> list[tuple[int, str]]:
         port = free.getsockname()[1]
     driver = str(Path(__file__).with_name("online_driver.py"))
     started = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(CODE), driver, str(folder), *more],
+        warm.start(
+            ["-c", textwrap.dedent(CODE), driver, folder, *more],
             env={
                 **os.environ,
                 "OMP_NUM_THREADS": "1",
@@ -64,18 +64,15 @@ def _both(folder: Path, *more: str) -> list[tuple[int, str]]:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
         )
         for rank in range(2)
     ]
     try:
-        outputs = [process.communicate(timeout=120)[0] for process in started]
+        ended = [process.communicate(timeout=120) for process in started]
     finally:
         for process in started:
             process.kill()
-    return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
+    return [(done.returncode, done.stdout + done.stderr) for done in ended]
 
 
 @pytest.mark.slow

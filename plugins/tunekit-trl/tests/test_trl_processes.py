@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tunekit.testing import warm
 
 CODE = """
     import importlib.util, json, sys
@@ -56,18 +56,10 @@ def run(folder: Path, world: int, size: int, accumulation: int) -> Any:
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         arguments = [driver, str(folder / "step"), str(size), str(accumulation), str(folder / "out.json")]
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-c", textwrap.dedent(CODE), *arguments],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
+        started.append(warm.start(["-c", textwrap.dedent(CODE), *arguments], env=environment))
     for process in started:
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, output
+        done = process.communicate(timeout=240)
+        assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((folder / "out.json").read_text())
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +17,13 @@ import tunekit
 from tunekit.context import BoundReward
 from tunekit.errors import CheckFailed, StepError
 from tunekit.plugins import LoadedModel
+from tunekit.testing import warm
+from tunekit.testing.beside import beside
 from tunekit_peft.options import LoraOptions
 from tunekit_trl.round_options import IterativeDpoOptions
 from tunekit_trl.rounds import IterativeDpoTrainer
 
-_spec = importlib.util.spec_from_file_location("online_driver", Path(__file__).with_name("online_driver.py"))
-assert _spec is not None and _spec.loader is not None
-driver: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(driver)
+driver = beside(__file__, "online_driver")
 
 ROWS = [{"prompt": f"{a}-{b}:", "sign": 1} for a in range(4) for b in range(4)]
 HELD_OUT = [{"prompt": f"{a}+{b}:", "sign": 1} for a in range(4) for b in range(4)]
@@ -220,8 +216,7 @@ def test_a_killed_step_ends_as_one_that_was_not(uninterrupted: tuple[Path, Any, 
         assert len(losses(then)) < 8, name
         assert again.details["resumed_from_step"] >= 2
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-c", KILLED, __file__, str(tmp_path / "sigkill")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = warm.run(["-c", KILLED, __file__, tmp_path / "sigkill"], env=env)
     assert done.returncode == -signal.SIGKILL, done.stderr
     again, _, _ = run(tmp_path / "sigkill", **RESUMED)
     assert weights(tmp_path / "sigkill") == weights(there)
