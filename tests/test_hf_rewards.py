@@ -29,6 +29,42 @@ def test_weights_multiply_what_each_reward_says() -> None:
     assert made.mean("a") == 0.75 and made.mean("b") == 1.0
 
 
+def test_a_sum_that_is_too_large_is_an_error() -> None:
+    """Each score is finite, their weighted sum is not: training would go on with infinite or undefined advantages."""
+    for weight, scores in ((1e10, [1e300, 0.0]), (1.0, [1.7e308, 0.0]), (-1e10, [1e300, 0.0])):
+        with pytest.raises(StepError, match="sum of the rewards is not finite") as caught:
+            hf.score([_reward(scores, "a", weight), _reward(scores, "b", 1.0)], ["p"] * 2, ["x", "y"], {})
+        assert caught.value.code == "reward-not-finite" and "a: " in str(caught.value)
+
+
+def test_what_a_reward_changes_nobody_else_sees() -> None:
+    """The scores of the second reward, and the caller's lists, are as if the first one had changed nothing."""
+
+    def spoil(prompts: Any, completions: Any, **columns: Any) -> Any:
+        completions.sort(key=lambda one: one[0]["content"])
+        for one in (*prompts, *completions):
+            one[0]["content"] = ""
+        columns["tests"][0].clear()
+        columns["answer"].reverse()
+        prompts.clear()
+        return [0.0] * len(completions)
+
+    def see(prompts: Any, completions: Any, **columns: Any) -> Any:
+        return [
+            float(prompt[0]["content"] + made[0]["content"] == answer and tests == ["t"])
+            for prompt, made, answer, tests in zip(
+                prompts, completions, columns["answer"], columns["tests"], strict=True
+            )
+        ]
+
+    prompts = [[{"role": "user", "content": one}] for one in "pq"]
+    completions = [[{"role": "assistant", "content": one}] for one in "zy"]
+    columns = {"answer": ["pz", "qy"], "tests": [["t"], ["t"]]}
+    rewards = [BoundReward(name="spoil", reward=spoil), BoundReward(name="see", reward=see)]  # type: ignore[arg-type]
+    assert hf.score(rewards, prompts, completions, columns).total == [1.0, 1.0]
+    assert completions[0][0]["content"] == "z" and columns == {"answer": ["pz", "qy"], "tests": [["t"], ["t"]]}
+
+
 def test_columns_are_handed_on() -> None:
     made = hf.score(
         [_reward(lambda columns: [float(value) for value in columns["answer"]])], ["p"], ["x"], {"answer": ["7"]}
@@ -60,6 +96,7 @@ def test_arrays_are_lists_and_truth_is_a_number() -> None:
         ([1.0, "2"], "reward-scores", "no number"),
         ([math.nan, 1.0], "reward-not-finite", "not finite"),
         ([1.0, math.inf], "reward-not-finite", "not finite"),
+        ([10**400, 1.0], "reward-not-finite", "not finite"),
         ([1.0, None], "no-score", "No reward has anything to say"),
         (lambda columns: 1 / 0, "reward-failed", "ZeroDivisionError"),
         (lambda columns: columns["answr"], "reward-column", "a column that the rows do not have"),

@@ -66,11 +66,12 @@ def score(
     names = [reward.name for reward in rewards]
     if len(set(names)) != len(names):
         raise ValueError(f"Two rewards have one name: {', '.join(names)}.")
+    weights = {reward.name: reward.weight for reward in rewards}
     by_name = {reward.name: checked_scores(reward, prompts, completions, columns) for reward in rewards}
     total = []
     for index, completion in enumerate(completions):
-        parts = [reward.weight * value for reward in rewards if (value := by_name[reward.name][index]) is not None]
-        if not parts:
+        known = {reward.name: value for reward in rewards if (value := by_name[reward.name][index]) is not None}
+        if not known:
             raise StepError(
                 "No reward has anything to say about a completion.",
                 code="no-score",
@@ -79,8 +80,41 @@ def score(
                 fix="Give one reward that scores every completion, or leave such prompts out of the data.",
                 details={"rewards": names, "completion": index},
             )
-        total.append(math.fsum(parts))
+        total.append(_sum({name: (weights[name], value) for name, value in known.items()}, completion))
     return RewardScores(total=total, by_name=by_name)
+
+
+def _sum(parts: Mapping[str, tuple[float, float]], completion: Any) -> float:
+    """Weights times scores, added up.
+
+    Raises:
+        StepError: if that is too large for a number.
+    """
+    try:
+        total = math.fsum(weight * value for weight, value in parts.values())
+    except (OverflowError, ValueError):  # of finite numbers that become infinite, one or two of opposite signs
+        total = math.inf
+    if math.isfinite(total):
+        return total
+    raise StepError(
+        "The weighted sum of the rewards is not finite.",
+        code="reward-not-finite",
+        asked="a finite sum of weight times score",
+        found=f"{', '.join(f'{name}: {weight:g} * {value:g}' for name, (weight, value) in parts.items())} "
+        f"for {_short(completion)}",
+        fix="Give smaller weights, or scores of a smaller range.",
+        details={"rewards": list(parts)},
+    )
+
+
+def _own(value: Any) -> Any:
+    """A copy of lists and dicts down to what they hold, so that whoever changes them changes nobody else's."""
+    if isinstance(value, dict):
+        return {key: _own(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        made = [_own(one) if isinstance(one, list | tuple | dict) else one for one in value]
+        return made if isinstance(value, list) else tuple(made) if type(value) is tuple else value
+    return value
 
 
 def checked_scores(
@@ -91,17 +125,20 @@ def checked_scores(
 ) -> list[float | None]:
     """Scores of one reward, before its weight: one finite number or None for each completion.
 
+    The reward is handed lists of its own: what it changes in them, nobody else sees.
+
     Raises:
         StepError: if the reward fails or gives something else; see :func:`score`.
     """
     where = f"Reward {reward.name}" + (f" ({reward.label})" if reward.label and reward.label != reward.name else "")
     details = {"reward": reward.name}
+    own = {name: _own(values) if isinstance(values, list | tuple) else values for name, values in columns.items()}
     try:
-        given = reward.reward(prompts, completions, **columns)
+        given = reward.reward(_own(list(prompts)), _own(list(completions)), **own)
     except TunekitError:
         raise
     except Exception as problem:
-        missing = _missing_column(problem, columns)
+        missing = _missing_column(problem, own)
         if missing is None:
             raise StepError(
                 f"{where} failed: {type(problem).__name__}: {problem}",
@@ -197,7 +234,10 @@ def _number(value: Any, where: str, completion: Any, details: dict[str, Any]) ->
             fix="Give one number for each completion, or None where there is nothing to say.",
             details=details,
         )
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number or fraction beyond what a float can hold
+        number = math.inf if value > 0 else -math.inf
     if not math.isfinite(number):
         raise StepError(
             f"{where} gave a score that is not finite.",
