@@ -66,7 +66,9 @@ def main() -> None:
         how |= {"max_new_tokens": 32, "learning_rate": 3e-4, "max_length": 128, "samples": 64, "kl_coef": 0.5}
         how |= {"max_steps": given.steps or 96}
     if given.rounds:
-        shared = {key: how[key] for key in ("max_new_tokens", "learning_rate", "max_length", "samples") if key in how}
+        shared: dict[str, Any] = {
+            key: how[key] for key in ("max_new_tokens", "learning_rate", "max_length", "samples") if key in how
+        }
         how = {"method": "iterative-dpo", "rounds": given.rounds, **shared}
         how |= {} if all(files) else {"validation": 0.25}
     how |= {} if given.learning_rate is None else {"learning_rate": given.learning_rate}

@@ -9,9 +9,8 @@ from typing import Any
 
 from tunekit.errors import OptionsError
 
-__all__ = ["CODE", "REASON", "masked", "password_advice", "password_places", "refuse_passwords"]
+__all__ = ["REASON", "masked", "password_advice", "password_places", "refuse_passwords"]
 
-CODE = "password-in-url"
 REASON = "is a URL that holds a password, which plans, reports and logs would show"
 
 # Compiled where a URL is met, which is rare; every script that builds a pipeline would wait for it otherwise.
@@ -116,7 +115,7 @@ def refuse_passwords(values: Mapping[str, Any], *, of: str = "") -> None:
         what += f" of {masked(of)}"
     raise OptionsError(
         f"{what} {REASON}.",
-        code=CODE,
+        code="password-in-url",
         asked=f"{name}={scheme}://..." if name else f"{scheme}://...",
         fix=password_advice(place, scheme),
         details={"option": name, "scheme": scheme},

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunekit._secrets import CODE, REASON, masked, password_advice, password_places, refuse_passwords
+from tunekit._secrets import REASON, masked, password_advice, password_places, refuse_passwords
 from tunekit._tasks import choose_method
 from tunekit._values import STEP_KIND, STEP_NAME
 from tunekit.errors import ArtifactError, PipelineError, TunekitError, nearest
@@ -363,7 +363,7 @@ def _refuse_passwords(data: Any, where: str, lines: Mapping[_Path, int]) -> None
         problems.add(path, REASON)
         fix = fix or password_advice(path, scheme)
     if problems.found:
-        raise _invalid(where, problems.found, CODE, fix)
+        raise _invalid(where, problems.found, code="password-in-url", fix=fix)
 
 
 def _kind(value: Any) -> str:
