@@ -6,8 +6,6 @@ import datetime
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +20,7 @@ np = pytest.importorskip("numpy")
 from tunekit.cancel import CancelToken  # noqa: E402
 from tunekit.errors import ArtifactError, DataError, RunCancelled  # noqa: E402
 from tunekit.plugins import hf  # noqa: E402
+from tunekit.testing import warm  # noqa: E402
 
 
 def context(folder: Path, *, cache: bool = True, cancel: CancelToken | None = None) -> Any:
@@ -201,8 +200,8 @@ build(context(Path({folder!r})), range(200), Dies())
 
 def test_a_killed_build_goes_on_after_its_last_complete_shard(tmp_path: Path) -> None:
     script = textwrap.dedent(_KILLED).format(tests=str(Path(__file__).parent), folder=str(tmp_path / "killed"))
-    child = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=120)
-    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    child = warm.run(["-c", script])
+    assert child.returncode == -signal.SIGKILL, child.stderr
     encode = Numbers()
     resumed = build(context(tmp_path / "killed"), range(200), encode)
     assert encode.rows == 200 - 64

@@ -14,22 +14,22 @@ import pytest
 
 from tunekit import Pipeline
 from tunekit.events import StepStarted
-from tunekit.testing import RecordingEvents, isolated_session, tiny_pair, toy_rows
+from tunekit.testing import RecordingEvents, isolated_session, tiny_pair, toy_rows, warm
 from tunekit.testing.driver import write_job
 
 SUPPORT = Path(__file__).parent / "support"
 
 
-def drive(job: Path) -> tuple[int, list[Any]]:
+def drive(job: Path, *, heavy: bool = False) -> tuple[int, list[Any]]:
     path = os.pathsep.join(filter(None, (str(SUPPORT), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [sys.executable, "-m", "tunekit.testing.driver", str(job)],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    env = {**os.environ, "PYTHONPATH": path}
+    command = ["-m", "tunekit.testing.driver", str(job)]
+    if heavy:
+        done = warm.run(command, env=env)
+    else:
+        done = subprocess.run(
+            [sys.executable, *command], env=env, capture_output=True, text=True, timeout=120, check=False
+        )
     losses = job.with_name(f"{job.stem}.losses.json")
     assert losses.exists(), done.stderr
     return done.returncode, json.loads(losses.read_text())
@@ -57,7 +57,7 @@ def test_a_job_dies_at_its_checkpoint_and_the_next_one_continues_there(tmp_path:
 def test_the_model_of_a_job_is_the_one_in_memory_here(tmp_path: Path) -> None:
     pipeline = Pipeline(model=tiny_pair(seed=4)).sft(data=toy_rows("prompt_completion", 8), max_steps=2, batch_size=4)
     job = write_job(tmp_path, pipeline, workdir=tmp_path / "run", model={"seed": 4})
-    code, losses = drive(job)
+    code, losses = drive(job, heavy=True)
     assert code == 0 and [step for _, step, _ in losses] == [1, 2]
     events = RecordingEvents()
     pipeline.run(workdir=tmp_path / "run", session=isolated_session(), on_event=events)
