@@ -14,6 +14,7 @@ from tunekit._lazy import attach
 if TYPE_CHECKING:
     from tunekit.feedback.export import Export as Export
     from tunekit.feedback.export import ExportReport as ExportReport
+    from tunekit.feedback.importers import Imported as Imported
     from tunekit.feedback.records import Record as Record
     from tunekit.feedback.records import hash_user as hash_user
     from tunekit.feedback.redaction import redact_pii as redact_pii
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "tunekit.feedback.export": ("Export", "ExportReport"),
+    "tunekit.feedback.importers": ("Imported",),
     "tunekit.feedback.records": ("Record", "hash_user"),
     "tunekit.feedback.redaction": ("redact_pii",),
     "tunekit.feedback.splits": ("SplitReport",),

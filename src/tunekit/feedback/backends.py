@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tunekit.errors import ArtifactError, DataError
-from tunekit.feedback.records import Entry
+from tunekit.feedback.entries import Entry
 
 __all__ = ["SAME", "Backend", "Where", "busy", "check_same"]
 
@@ -57,9 +57,9 @@ class Backend(Protocol):
         """For people, without passwords."""
         ...
 
-    def insert(self, entries: Sequence[Entry]) -> None:
+    def insert(self, entries: Sequence[Entry]) -> int:
         """All or none; safe on the disk when it returns. Entries that are there already stay; another one with the id
-        of one that is there is refused."""
+        of one that is there is refused. Gives how many were not there."""
         ...
 
     def read(self, where: Where) -> Iterator[Entry]:

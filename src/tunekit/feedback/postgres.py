@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from tunekit.errors import ArtifactError, MissingDependencyError, OptionsError
 from tunekit.feedback.backends import SAME, Where, check_same
-from tunekit.feedback.records import Entry
+from tunekit.feedback.entries import Entry
 
 __all__ = ["INSTALL", "PostgresBackend"]
 
@@ -87,7 +87,7 @@ class PostgresBackend:
         shown: str = self._url.set(drivername="postgresql", query={}).render_as_string(hide_password=True)
         return shown
 
-    def insert(self, entries: Sequence[Entry]) -> None:
+    def insert(self, entries: Sequence[Entry]) -> int:
         """Write all of them, or none. Raises as the SQLite store does."""
         marks = ", ".join(f":{column}" for column in _COLUMNS)
         add = self._sql.text(
@@ -95,16 +95,19 @@ class PostgresBackend:
         )
         look = self._sql.text(f"SELECT {', '.join(SAME)} FROM {_TABLE} WHERE id = :id")
 
-        def work(connection: Any) -> None:
+        def work(connection: Any) -> int:
+            new = len(entries)
             # In one order, so that two writers of the same ids do not wait for each other for ever.
             for entry in sorted(entries, key=lambda entry: entry.id):
                 values = dict(zip(_COLUMNS, entry.row(), strict=True))
                 if connection.execute(add, values).first() is None:
+                    new -= 1
                     held = connection.execute(look, {"id": entry.id}).first()
                     if held is not None:
                         check_same(entry, held)
+            return new
 
-        self._run(work, "writing")
+        return self._run(work, "writing")
 
     def read(self, where: Where) -> Iterator[Entry]:
         """The entries as of now, oldest first. What is written meanwhile is not among them, nor what is erased."""

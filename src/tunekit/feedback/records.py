@@ -17,21 +17,22 @@ from tunekit.data.messages import as_messages
 from tunekit.data.rows import RowProblem, kind_of
 from tunekit.data.schemas import validate_row
 from tunekit.data.text import normalized
-from tunekit.errors import DataError, OptionsError
+from tunekit.errors import DataError, OptionsError, nearest
 
 __all__ = [
+    "MICRO",
     "SCALE",
-    "Entry",
     "Record",
     "Text",
     "as_micros",
+    "check_fields",
+    "checked_scale",
     "hash_user",
-    "is_whole",
-    "make_entry",
     "make_record",
     "message_keys",
-    "read_record",
+    "plain",
     "redacted",
+    "shown",
     "text_key",
 ]
 
@@ -43,10 +44,19 @@ Redact = Callable[[str], str]
 SCALE = (1.0, 5.0)
 """Lowest and highest rating, where a store names no other."""
 
-_UP = ("up", "thumbs_up", "+1", "\N{THUMBS UP SIGN}")
-_DOWN = ("down", "thumbs_down", "-1", "\N{THUMBS DOWN SIGN}")
+_UP = frozenset(
+    ("up", "thumbs_up", "thumbsup", "thumb_up", "upvote", "+1", "1", "like", "liked", "positive", "good", "true",
+     "\N{THUMBS UP SIGN}")
+)  # fmt: skip
+_DOWN = frozenset(
+    ("down", "thumbs_down", "thumbsdown", "thumb_down", "downvote", "-1", "dislike", "disliked", "negative", "bad",
+     "false", "\N{THUMBS DOWN SIGN}")
+)  # fmt: skip
+_NO_WORD = {ord(":"): None, 0xFE0F: None, **dict.fromkeys(range(0x1F3FB, 0x1F400))}
+"""What stands around a thumb: the colons of a name such as ``:thumbsup:``, tones of skin, the mark of an emoji."""
 _SAYS = "give thumbs=, rating=, edit= or chosen_over="
-_MICRO = 1_000_000
+MICRO = 1_000_000
+"""Microseconds of a second: what a time is kept in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,48 +113,28 @@ class Record:
         return (self.rating - low) / (high - low)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A record as a database keeps it."""
-
-    id: str
-    micros: int
-    prompt_key: str
-    user_hash: str
-    model_hash: str
-    source: str
-    body: str
-    """JSON of everything that is no column."""
-    checksum: str
-    """Over id, time and body: a record that was torn or changed does not fit it."""
-
-    def row(self) -> tuple[str, int, str, str, str, str, str, str]:
-        """The columns in order."""
-        return (
-            self.id,
-            self.micros,
-            self.prompt_key,
-            self.user_hash,
-            self.model_hash,
-            self.source,
-            self.body,
-            self.checksum,
-        )
-
-
-def hash_user(user: str, secret: str | bytes) -> str:
+def hash_user(user: str | int | uuid.UUID, secret: str | bytes) -> str:
     """A pseudonym of a user: 32 hex digits of HMAC-SHA-256, the same for the same user and secret.
 
     Without the secret nobody can try out names. Keep it outside the store, and throw it away to make the records
     anonymous.
 
     Args:
-        user: what the application calls the user.
+        user: what the application calls the user; a number counts as its digits.
         secret: at least 16 bytes.
 
     Raises:
-        OptionsError: if the secret is too short.
+        OptionsError: if the secret is too short, or one of them is something else.
     """
+    user = plain(user)
+    if isinstance(user, bool) or not isinstance(user, str | int | uuid.UUID) or user == "":
+        raise OptionsError(
+            f"user is {shown(user)}; it is a name or a number.",
+            code="user",
+            fix='leave user_hash out, or "", for users that are not known',
+        )
+    if not isinstance(secret, str | bytes):
+        raise OptionsError(f"The secret is {kind_of(secret)}; it is text or bytes.", code="short-secret")
     key = secret.encode() if isinstance(secret, str) else secret
     if len(key) < 16:
         raise OptionsError(
@@ -152,7 +142,20 @@ def hash_user(user: str, secret: str | bytes) -> str:
             code="short-secret",
             fix="use 16 bytes or more, such as secrets.token_bytes(32), and keep them",
         )
-    return hmac.new(key, user.encode(), hashlib.sha256).hexdigest()[:32]
+    return hmac.new(key, str(user).encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def plain(value: Any) -> Any:
+    """The Python number or boolean of a scalar of numpy, as tables hold them; else ``value``."""
+    return value.item() if getattr(value, "ndim", None) == 0 and callable(getattr(value, "item", None)) else value
+
+
+def shown(value: Any) -> str:
+    """A value for people, cut."""
+    try:
+        return f"{value!r:.40}"
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def message_keys(value: Text, role: str) -> Iterator[str]:
@@ -251,7 +254,7 @@ def _made(
             as_messages(value, "assistant") if isinstance(value, str) else value
             for value in (completion, edit, *others)
         )
-    main = validate_row({"prompt": prompt, "completion": completion, "label": True, "tools": tools}, "feedback")
+    main = _judged(prompt, completion, tools, thumbs)
     asked, answered = main["prompt"], main["completion"]
     edited = None
     if edit is not None:
@@ -284,6 +287,45 @@ def _made(
             raise RowProblem(f"chosen_over[{number}]", "equals the chosen answer")
     # What is equal only now was not the user's mistake; exports leave it out and count it.
     return made if redact is None else redacted(made, redact)
+
+
+_FIELDS = ("prompt", "completion", "thumbs", "rating", "scale", "edit", "chosen_over", "tools", "user_hash",
+           "model_hash", "source", "meta", "time", "id")  # fmt: skip
+
+
+def check_fields(judgement: Any) -> None:
+    """Refuse what :func:`make_record` does not know.
+
+    Raises:
+        DataError: naming the field and the nearest one.
+    """
+    if not isinstance(judgement, Mapping):
+        raise DataError(
+            f"The feedback cannot be recorded: it is {kind_of(judgement)}, not the arguments of record() by name.",
+            code="bad-feedback",
+            fix='pass mappings such as {"prompt": ..., "completion": ..., "thumbs": True}',
+        )
+    unknown = [str(name) for name in judgement if name not in _FIELDS]
+    missing = [name for name in _FIELDS[:2] if name not in judgement]
+    if unknown or missing:
+        raise DataError(
+            "The feedback cannot be recorded: "
+            + (f"there is no field {unknown[0]!r}." if unknown else f"field {missing[0]!r} is missing."),
+            code="bad-feedback",
+            found=f"fields {', '.join(map(str, judgement)) or 'none'}",
+            suggestions=nearest(unknown[0], _FIELDS) if unknown else (),
+            fix=f"use {', '.join(_FIELDS)}; meta= takes anything else",
+            details={"field": (unknown or missing)[0]},
+        )
+
+
+def _judged(prompt: Any, completion: Any, tools: Any, thumbs: Any) -> dict[str, Any]:
+    """The checked prompt, answer and tools. An answer may be empty where it is compared or rated, as in
+    ``validate_row``; a thumb on nothing is a mistake."""
+    row = {"prompt": prompt, "completion": completion, "tools": tools}
+    if thumbs is not None:
+        return validate_row(row | {"label": True}, "feedback")
+    return validate_row(row | {"score": 0.0}, "rated")
 
 
 def redacted(record: Record, redact: Redact) -> Record:
@@ -325,34 +367,54 @@ def _named(name: str, field: str, row: dict[str, Any], schema: str = "preference
 
 
 def _thumbs(value: Any) -> bool | None:
+    value = plain(value)
     if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, str) and value.strip().lower() in (*_UP, *_DOWN):
-        return value.strip().lower() in _UP
+    if isinstance(value, str):
+        word = value.strip().lower().translate(_NO_WORD).replace("-", "_").replace(" ", "_")
+        word = "-1" if word == "_1" else word
+        if word in _UP or word in _DOWN:
+            return word in _UP
     if isinstance(value, int | float) and value in (1, -1):
         return value == 1
     # 0 is "down" to some and "no opinion" to others.
-    raise RowProblem("thumbs", f"is {value!r:.40}; it is True or False, 'up' or 'down', 1 or -1")
+    raise RowProblem("thumbs", f"is {shown(value)}; it is True or False, 'up' or 'down', 1 or -1")
 
 
 def _scale(scale: Any) -> tuple[float, float]:
     if scale is None:
         return SCALE
-    fits = isinstance(scale, list | tuple) and len(scale) == 2 and all(_is_number(end) for end in scale)
+    fits = isinstance(scale, list | tuple) and len(scale) == 2 and all(_is_number(plain(end)) for end in scale)
     if not fits or not float(scale[0]) < float(scale[1]):
-        raise RowProblem("scale", f"is {scale!r:.40}; it is the lowest and the highest rating, such as (1, 5)")
+        raise RowProblem("scale", f"is {shown(scale)}; it is the lowest and the highest rating, such as (1, 5)")
     return float(scale[0]), float(scale[1])
 
 
+def checked_scale(scale: Any) -> tuple[float, float]:
+    """The lowest and the highest rating, as numbers.
+
+    Raises:
+        OptionsError: if it is something else.
+    """
+    try:
+        return _scale(scale)
+    except RowProblem as problem:
+        raise OptionsError(f"scale {problem.reason}.", code="scale") from None
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _rating(value: Any, scale: Any) -> float | None:
+    value = plain(value)
     if value is None:
         return None
     if not _is_number(value):
-        raise RowProblem("rating", f"is {value!r:.40}, not a finite number")
+        raise RowProblem("rating", f"is {shown(value)}, not a finite number")
     low, high = _scale(scale)
     if not low <= value <= high:
         raise RowProblem(
@@ -399,21 +461,22 @@ def _meta(value: Any) -> dict[str, Any]:
 
 
 def _seconds(value: Any) -> float:
+    value = plain(value)
     if value is None:
         value = clock.time()
     elif isinstance(value, str):
         try:
             value = datetime.datetime.fromisoformat(value.strip())
         except ValueError:
-            raise RowProblem("time", f"is {value!r:.40}, not a time such as 2026-05-01T12:00:00+00:00") from None
+            raise RowProblem("time", f"is {shown(value)}, not a time such as 2026-05-01T12:00:00+00:00") from None
     if isinstance(value, datetime.datetime):
         if value.tzinfo is None:
             raise RowProblem("time", "has no time zone", "add one: time.replace(tzinfo=datetime.UTC)")
         value = value.timestamp()
     # Postgres keeps 64-bit microseconds; the year 5000 is far enough.
     if not _is_number(value) or not 0 <= value < 95_617_584_000:
-        raise RowProblem("time", f"is {value!r:.40}; it is seconds since 1970, or a datetime with a time zone")
-    return round(float(value) * _MICRO) / _MICRO
+        raise RowProblem("time", f"is {shown(value)}; it is seconds since 1970, or a datetime with a time zone")
+    return round(float(value) * MICRO) / MICRO
 
 
 def as_micros(value: Any) -> int | None:
@@ -425,9 +488,9 @@ def as_micros(value: Any) -> int | None:
     if value is None:
         return None
     try:
-        return round(_seconds(value) * _MICRO)
+        return round(_seconds(value) * MICRO)
     except RowProblem as problem:
-        raise OptionsError(f"The time {value!r:.60} {problem.reason}.", code="time", fix=problem.fix) from None
+        raise OptionsError(f"The time {shown(value)} {problem.reason}.", code="time", fix=problem.fix) from None
 
 
 def _redacted(value: Text, redact: Redact) -> Any:
@@ -463,69 +526,3 @@ def _checked(text: Any) -> str:
             fix="return the text without what must not be kept",
         )
     return text
-
-
-# To and from a database.
-
-_BODY = ("prompt", "completion", "thumbs", "rating", "scale", "edit", "chosen_over", "tools", "meta")
-
-
-def make_entry(record: Record) -> Entry:
-    """A record for a database."""
-    held = {name: getattr(record, name) for name in _BODY}
-    body = json.dumps(
-        {name: value for name, value in held.items() if value not in (None, (), {})},
-        ensure_ascii=False,
-        allow_nan=False,
-        sort_keys=True,
-        separators=(",", ":"),
-    )
-    micros = round(record.time * _MICRO)
-    return Entry(
-        id=record.id,
-        micros=micros,
-        prompt_key=record.prompt_key,
-        user_hash=record.user_hash,
-        model_hash=record.model_hash,
-        source=record.source,
-        body=body,
-        checksum=_checksum(record.id, micros, record.user_hash, record.model_hash, record.source, body),
-    )
-
-
-def _checksum(*parts: Any) -> str:
-    return hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=16).hexdigest()
-
-
-def is_whole(entry: Entry) -> bool:
-    """Whether the entry is as it was written."""
-    parts = (entry.id, entry.micros, entry.user_hash, entry.model_hash, entry.source, entry.body)
-    return _checksum(*parts) == entry.checksum
-
-
-def read_record(entry: Entry) -> Record:
-    """The record of an entry.
-
-    Raises:
-        DataError: if the entry is not as it was written.
-    """
-    if not is_whole(entry):
-        raise DataError(
-            f"Record {entry.id} of the feedback store is damaged.",
-            code="damaged-feedback",
-            found="its checksum does not fit",
-            fix="store.verify() lists every damaged record; restore them, or store.forget(ids=[...]) them",
-            details={"id": entry.id},
-        )
-    body = json.loads(entry.body)
-    scale = body.pop("scale", None)
-    return Record(
-        id=entry.id,
-        time=entry.micros / _MICRO,
-        user_hash=entry.user_hash,
-        model_hash=entry.model_hash,
-        source=entry.source,
-        scale=None if scale is None else (scale[0], scale[1]),
-        chosen_over=tuple(body.pop("chosen_over", ())),
-        **body,
-    )

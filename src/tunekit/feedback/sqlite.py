@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from tunekit.errors import ArtifactError, OptionsError
 from tunekit.feedback.backends import SAME, Where, busy, check_same
-from tunekit.feedback.records import Entry
+from tunekit.feedback.entries import Entry
 from tunekit.storage import disk_errors, free_space
 
 __all__ = ["APPLICATION", "SqliteBackend", "is_store_file"]
@@ -143,8 +143,8 @@ class SqliteBackend:
         """For people."""
         return self.path.name
 
-    def insert(self, entries: Sequence[Entry]) -> None:
-        """Write all of them, or none. An entry that is there already stays as it is.
+    def insert(self, entries: Sequence[Entry]) -> int:
+        """Write all of them, or none. An entry that is there already stays as it is. Gives how many were not there.
 
         Raises:
             DataError: if another record has the id of one of them.
@@ -152,19 +152,22 @@ class SqliteBackend:
         """
         places = ", ".join("?" * 8)
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: sqlite3.Connection) -> int:
+            new = 0
             with _writing(connection):
                 for entry in entries:
                     done = connection.execute(
                         f"INSERT INTO records ({_COLUMNS}) VALUES ({places}) ON CONFLICT (id) DO NOTHING", entry.row()
                     )
+                    new += done.rowcount
                     if done.rowcount == 0:
                         held = connection.execute(
                             f"SELECT {', '.join(SAME)} FROM records WHERE id = ?", (entry.id,)
                         ).fetchone()
                         check_same(entry, held)
+            return new
 
-        self._run(work)
+        return self._run(work)
 
     def read(self, where: Where) -> Iterator[Entry]:
         """The entries as of now, oldest first. What is written meanwhile is not among them, nor what is erased."""

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunekit._secrets import refuse_passwords
 from tunekit.errors import DataError, OptionsError
 from tunekit.feedback.backends import Backend, Where
+from tunekit.feedback.entries import Entry, is_whole, make_entry, read_record
 from tunekit.feedback.records import (
     SCALE,
     Record,
     Text,
     as_micros,
-    is_whole,
-    make_entry,
+    check_fields,
     make_record,
-    read_record,
     redacted,
 )
 from tunekit.feedback.views import Judgements, Time
+
+if TYPE_CHECKING:
+    from tunekit.feedback.importers import Imported
 
 __all__ = ["FeedbackStore", "is_feedback", "opened"]
 
@@ -143,7 +145,7 @@ class FeedbackStore(Judgements):
             completion,
             thumbs=thumbs,
             rating=rating,
-            scale=scale or self._scale,
+            scale=self._scale if scale is None else scale,
             edit=edit,
             chosen_over=chosen_over,
             tools=tools,
@@ -168,29 +170,30 @@ class FeedbackStore(Judgements):
         entries = []
         for number, judgement in enumerate(judgements, 1):
             try:
-                made = make_record(**{"scale": self._scale, **judgement}, redact=self._redact)
-            except TypeError as error:
-                raise DataError(
-                    f"Record {number} cannot be recorded: {error}.", code="bad-feedback", details={"row": number}
-                ) from None
+                entries.append(self._entry(judgement))
             except DataError as error:
                 error.message = f"Record {number}: {error.message}"
                 error.details["row"] = number
                 raise
-            entries.append(make_entry(made))
-        if entries:
-            self._backend.insert(entries)
+        self._insert(entries)
         return [entry.id for entry in entries]
 
-    def import_data(self, ref: Any, **options: Any) -> int:
+    def _entry(self, judgement: Mapping[str, Any]) -> Entry:
+        check_fields(judgement)
+        return make_entry(make_record(**{"scale": self._scale, **judgement}, redact=self._redact))
+
+    def _insert(self, entries: Sequence[Entry]) -> int:
+        return self._backend.insert(entries) if entries else 0
+
+    def import_data(self, ref: Any, **options: Any) -> Imported:
         """Records out of data: files of prompts with thumbs, pairs, ranks or ratings, logs, message trees. Gives their
-        number. See :func:`tunekit.feedback.importers.import_data` for the options."""
+        number, and how many were new. See :func:`tunekit.feedback.importers.import_data` for the options."""
         from tunekit.feedback.importers import import_data
 
         return import_data(self, ref, **options)
 
-    def import_log(self, path: str | Path, **options: Any) -> int:
-        """Records out of an application's own log in JSON Lines. Gives their number. See
+    def import_log(self, path: str | Path, **options: Any) -> Imported:
+        """Records out of an application's own log in JSON Lines. Gives their number, and how many were new. See
         :func:`tunekit.feedback.importers.import_log` for the options."""
         from tunekit.feedback.importers import import_log
 
