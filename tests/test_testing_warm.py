@@ -84,7 +84,8 @@ def test_several_run_at_once_and_one_can_be_ended(tmp_path: Path) -> None:
         os.kill(stuck.pid, 0)
 
 
-def test_libraries_are_loaded_anew_for_variables_that_they_read_then() -> None:
+def test_libraries_are_loaded_anew_for_variables_that_they_read_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm, "LIBRARIES", ("huggingface_hub.constants",))
     code = "import huggingface_hub.constants as c; print(c.HF_HUB_OFFLINE)"
     for text, known in (("0", "False\n"), ("1", "True\n")):
         assert warm.run(["-c", code], env={**os.environ, "HF_HUB_OFFLINE": text}).stdout == known
@@ -92,7 +93,8 @@ def test_libraries_are_loaded_anew_for_variables_that_they_read_then() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems start fresh interpreters")
 def test_the_process_that_forks_ends_with_the_one_that_started_it() -> None:
-    code = "from tunekit.testing import warm; done = warm.run(['-c', 'print(1)']); print(done.stdout)\n"
+    code = "from tunekit.testing import warm; warm.LIBRARIES = ('json',)\n"
+    code += "done = warm.run(['-c', 'print(1)']); print(done.stdout)\n"
     code += "(parent,) = warm._PARENTS.values(); print(parent._process.pid, parent._address, flush=True)\n"
     code += "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False, timeout=120)

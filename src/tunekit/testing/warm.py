@@ -59,7 +59,7 @@ search path is set in the child."""
 _MOST = 2
 """Parents that wait at the same time; each holds its libraries in memory."""
 
-_PARENTS: dict[tuple[tuple[str, str], ...], _Parent] = {}
+_PARENTS: dict[object, _Parent] = {}
 
 
 class Child:
@@ -152,7 +152,7 @@ class _Parent:
         env = {name: value for name, value in env.items() if name not in _READ_AT_START}
         self._process = subprocess.Popen(
             # -P: the folder of this file holds modules with common names.
-            [sys.executable, "-P", __file__],
+            [sys.executable, "-P", __file__, *LIBRARIES],
             env=env,
             cwd=tempfile.gettempdir(),
             stdin=subprocess.PIPE,
@@ -184,7 +184,8 @@ class _Parent:
 
 
 def _parent(env: Mapping[str, str]) -> _Parent:
-    key = tuple(sorted((n, v) for n, v in env.items() if n.startswith(_READ_AT_IMPORT) and n not in _READ_AT_START))
+    read = {name: value for name, value in env.items() if name.startswith(_READ_AT_IMPORT)}
+    key = LIBRARIES, frozenset(read.items() - {("PYTHONPATH", env.get("PYTHONPATH"))})
     found = _PARENTS.get(key)
     if found is None or not found.alive:
         while len(_PARENTS) >= _MOST:
@@ -200,7 +201,7 @@ def _main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Nobody waits for the processes that watch over children.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    for name in LIBRARIES:
+    for name in sys.argv[1:]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     # No TemporaryDirectory: its clean-up would run in every child.
