@@ -163,7 +163,7 @@ def test_an_empty_answer_can_be_edited_rated_and_beaten_but_gets_no_thumb(store:
     assert made == [("better", ""), ("good", "")]
     for judgement in ({"thumbs": False}, {"chosen_over": " "}, {"edit": ""}):
         with pytest.raises(DataError):
-            store.record("q", "", **judgement)  # type: ignore[arg-type]
+            store.record("q", "", **judgement)
 
 
 def test_message_trees_are_not_the_votes_of_one_user(store: FeedbackStore, shared_data: Path) -> None:

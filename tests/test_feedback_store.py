@@ -56,7 +56,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     import psycopg
 
     with psycopg.connect(url) as connection:
-        connection.execute("DROP TABLE IF EXISTS tunekit_feedback")
+        connection.execute("DROP TABLE IF EXISTS tunekit_feedback, tunekit_feedback_settings")
     return url
 
 
@@ -140,6 +140,66 @@ def test_a_record_that_is_sent_again_is_written_once(place: str) -> None:
         with pytest.raises(DataError, match=r"Record 2: .*says nothing"):
             store.record_many([{"prompt": "q", "completion": "b", "thumbs": True}, {"prompt": "q", "completion": "c"}])
         assert len(store) == 1, "all or none"
+
+
+def test_a_store_keeps_its_scale(place: str) -> None:
+    with FeedbackStore(place, scale=(0, 10)) as store:
+        store.record("q", "a", rating=5)
+    with FeedbackStore(place) as store:
+        store.record("q", "b", rating=5)
+        store.record("q", "c", rating=5, scale=(1, 5))
+        for again in (store, pickle.loads(pickle.dumps(store))):
+            assert [record.fraction() for record in again.records()] == [0.5, 0.5, 1.0]
+        pickle.loads(pickle.dumps(store)).record("q", "d", rating=10)
+        with pytest.raises(OptionsError, match="on a scale from 0 to 10") as caught:
+            FeedbackStore(place, scale=(1, 5))
+        assert caught.value.asked == "scale=(1, 5)" and caught.value.code == "scale"
+        store.forget(ids=[record.id for record in store.records() if record.scale == (0.0, 10.0)])
+    FeedbackStore(place, scale=(1, 5)).close()
+    with FeedbackStore(place) as store, pytest.raises(DataError, match="outside the scale from 1 to 5"):
+        store.record("q", "e", rating=6)
+
+
+def test_a_store_of_the_usual_scale_refuses_another_once_it_has_ratings(place: str) -> None:
+    with FeedbackStore(place) as store:
+        store.record("q", "a", thumbs=True, meta={"note": '"scale":[1.0,5.0]'})
+        FeedbackStore(place, scale=(0, 1)).close()
+        FeedbackStore(place, scale=(1, 5)).close()
+        store.record("q", "a", rating=4)
+        with pytest.raises(OptionsError, match="on a scale from 1 to 5"):
+            FeedbackStore(place, scale=(0, 1))
+        FeedbackStore(place, scale=(1.0, 5.0)).close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="an open file cannot be removed there")
+def test_nothing_is_acknowledged_once_the_file_is_gone_or_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "f.db"
+    store = FeedbackStore(path)
+    store.record("q", "a", thumbs=True)
+    path.rename(tmp_path / "away.db")
+    for call in (lambda: store.record("q", "b", thumbs=True), lambda: len(store), lambda: list(store.records())):
+        with pytest.raises(ArtifactError, match="removed") as caught:
+            call()
+        assert caught.value.code == "store-moved"
+    (tmp_path / "away.db").rename(path)
+    store.record("q", "c", thumbs=True)
+    assert store.verify() == 2
+    path.unlink()
+    with FeedbackStore(path) as other:
+        with pytest.raises(ArtifactError, match="replaced by another one"):
+            store.record("q", "d", thumbs=True)
+        assert len(other) == 0
+    store.close()
+    store.record("q", "e", thumbs=True)
+    with FeedbackStore(path) as other:
+        assert [record.completion for record in other.records()] == ["e"] and other.verify() == 1
+    store.close()
+    strict = FeedbackStore(path, create=False)
+    strict.close()
+    path.unlink()
+    with pytest.raises(ArtifactError, match="no feedback store"):
+        strict.record("q", "f", thumbs=True)
+    assert not path.exists()
 
 
 def test_a_reader_sees_one_moment_and_holds_up_no_writer(place: str) -> None:

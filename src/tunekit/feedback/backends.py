@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tunekit.errors import ArtifactError, DataError
+from tunekit.errors import ArtifactError, DataError, OptionsError
 from tunekit.feedback.entries import Entry
+from tunekit.feedback.records import SCALE
 
-__all__ = ["SAME", "Backend", "Where", "busy", "check_same"]
+__all__ = ["SAME", "Backend", "Where", "busy", "check_same", "other_scale", "read_scale"]
 
 
 SAME = ("user_hash", "model_hash", "source", "body")
@@ -74,6 +76,11 @@ class Backend(Protocol):
         """How many are gone."""
         ...
 
+    def scale(self, wanted: tuple[float, float] | None) -> tuple[float, float]:
+        """The scale of ratings that name none. ``wanted`` is kept from now on, for every process; refused where records
+        have ratings on the scale that was kept."""
+        ...
+
     def problems(self) -> list[str]:
         """What the database finds wrong with itself."""
         ...
@@ -90,6 +97,24 @@ def busy(name: str, timeout: float) -> ArtifactError:
         code="feedback-busy",
         found="other processes write to it without a pause, or hold a transaction open",
         fix="record several judgements at once with record_many, give a longer timeout=, or use PostgreSQL",
+    )
+
+
+def read_scale(value: str | None) -> tuple[float, float]:
+    """A scale as a database keeps it; without one, the scale of all stores that were given none."""
+    if value is None:
+        return SCALE
+    low, high = json.loads(value)
+    return float(low), float(high)
+
+
+def other_scale(name: str, held: tuple[float, float], wanted: tuple[float, float]) -> OptionsError:
+    """The error for a scale that would give ratings another meaning."""
+    return OptionsError(
+        f"The ratings in the feedback store {name} are on a scale from {held[0]:g} to {held[1]:g}.",
+        code="scale",
+        asked=f"scale=({wanted[0]:g}, {wanted[1]:g})",
+        fix="leave scale= out of the store, and give it to record() or an import where it is another one",
     )
 
 

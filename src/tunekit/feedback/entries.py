@@ -10,7 +10,7 @@ from typing import Any
 from tunekit.errors import DataError
 from tunekit.feedback.records import MICRO, Record
 
-__all__ = ["Entry", "is_whole", "make_entry", "read_record"]
+__all__ = ["Entry", "is_whole", "make_entry", "read_record", "scale_mark"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,11 @@ def make_entry(record: Record) -> Entry:
         body=body,
         checksum=_checksum(record.id, micros, record.user_hash, record.model_hash, record.source, body),
     )
+
+
+def scale_mark(scale: tuple[float, float]) -> str:
+    """What the body of every record with a rating on a scale holds."""
+    return f'"scale":{json.dumps(scale, separators=(",", ":"))}'
 
 
 def _checksum(*parts: Any) -> str:

@@ -69,7 +69,7 @@ class Imported(int):
 
     def text(self) -> str:
         """One line for people."""
-        parts = [f"{int(self):,} records, {self.new:,} of them new"]
+        parts = [f"{int(self):,} record{'s' * (self != 1)}, {self.new:,} of them new"]
         if self.bad_rows:
             parts.append(f"{len(self.bad_rows):,} bad rows left out, such as {self.bad_rows[0]}")
         return "; ".join(parts)

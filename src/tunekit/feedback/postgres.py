@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import time
 from array import array
@@ -11,14 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from tunekit.errors import ArtifactError, MissingDependencyError, OptionsError
-from tunekit.feedback.backends import SAME, Where, check_same
-from tunekit.feedback.entries import Entry
+from tunekit.feedback.backends import SAME, Where, check_same, other_scale, read_scale
+from tunekit.feedback.entries import Entry, scale_mark
 
 __all__ = ["INSTALL", "PostgresBackend"]
 
 INSTALL = 'pip install "tunekit[postgres]"'
 VERSION = 1
 _TABLE = "tunekit_feedback"
+_SETTINGS = "tunekit_feedback_settings"
 _LOCK = 0x746B6662
 _PAGE = 1000
 _COLUMNS = ("id", "micros", "prompt_key", "user_hash", "model_hash", "source", "body", "checksum")
@@ -139,6 +141,35 @@ class PostgresBackend:
         """Remove entries. The server frees their space at its next vacuum."""
         statement, values = self._statement(f"DELETE FROM {_TABLE} ", where)
         return int(self._run(lambda connection: connection.execute(statement, values).rowcount, "writing"))
+
+    def scale(self, wanted: tuple[float, float] | None) -> tuple[float, float]:
+        """The scale of ratings that name none; see :class:`Backend`."""
+        sql = self._sql.text
+
+        def held(connection: Any) -> tuple[float, float]:
+            if connection.execute(sql("SELECT to_regclass(:table)"), {"table": _SETTINGS}).scalar_one() is None:
+                return read_scale(None)
+            return read_scale(
+                connection.execute(sql(f"SELECT value FROM {_SETTINGS} WHERE name = 'scale'")).scalar_one_or_none()
+            )
+
+        def work(connection: Any) -> tuple[float, float]:
+            before = held(connection)
+            if wanted is None or wanted == before:
+                return before
+            connection.execute(sql("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+            before = held(connection)
+            on_it = sql(f"SELECT 1 FROM {_TABLE} WHERE strpos(body, :mark) > 0 LIMIT 1")
+            if before != wanted and connection.execute(on_it, {"mark": scale_mark(before)}).first() is not None:
+                raise other_scale(self.name, before, wanted)
+            connection.execute(
+                sql(f"CREATE TABLE IF NOT EXISTS {_SETTINGS} (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
+            )
+            keep = f"INSERT INTO {_SETTINGS} VALUES ('scale', :value) ON CONFLICT (name) DO UPDATE SET value = :value"
+            connection.execute(sql(keep), {"value": json.dumps(wanted)})
+            return wanted
+
+        return self._run(work, "opening")
 
     def problems(self) -> list[str]:
         """Nothing: the server checks its own pages."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import sqlite3
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from tunekit.errors import ArtifactError, OptionsError
-from tunekit.feedback.backends import SAME, Where, busy, check_same
-from tunekit.feedback.entries import Entry
+from tunekit.feedback.backends import SAME, Where, busy, check_same, other_scale, read_scale
+from tunekit.feedback.entries import Entry, scale_mark
 from tunekit.storage import disk_errors, free_space
 
 __all__ = ["APPLICATION", "SqliteBackend", "is_store_file"]
@@ -45,6 +46,7 @@ CREATE TABLE records (
 CREATE INDEX records_user ON records (user_hash);
 CREATE INDEX records_time ON records (micros, id);
 """
+_SETTINGS = "CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT"
 _COLUMNS = "id, micros, prompt_key, user_hash, model_hash, source, body, checksum"
 
 _Answer = TypeVar("_Answer")
@@ -128,9 +130,15 @@ class SqliteBackend:
         self.durability = durability
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        self._create_file = create
         self._pid = os.getpid()
-        if not create and not path.is_file():
-            raise ArtifactError(f"There is no feedback store {path}.", code="missing-store", fix="check the path")
+        if path.is_dir():
+            raise ArtifactError(
+                f"{path} is a folder; a feedback store is a file.",
+                code="not-a-store",
+                fix=f'give the file a name, such as "{path / "feedback.db"}"',
+            )
         if not path.parent.is_dir():
             raise ArtifactError(
                 f"There is no folder {path.parent} for the feedback store.", code="missing-folder", fix="make it first"
@@ -217,6 +225,30 @@ class SqliteBackend:
         self._run(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
         return removed
 
+    def scale(self, wanted: tuple[float, float] | None) -> tuple[float, float]:
+        """The scale of ratings that name none; see :class:`Backend`."""
+
+        def held(connection: sqlite3.Connection) -> tuple[float, float]:
+            there = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'settings'").fetchone()
+            row = connection.execute("SELECT value FROM settings WHERE name = 'scale'").fetchone() if there else None
+            return read_scale(None if row is None else row[0])
+
+        def work(connection: sqlite3.Connection) -> tuple[float, float]:
+            before = held(connection)
+            if wanted is None or wanted == before:
+                return before
+            with _writing(connection):
+                before = held(connection)
+                mark = scale_mark(before)
+                used = connection.execute("SELECT 1 FROM records WHERE instr(body, ?) LIMIT 1", (mark,)).fetchone()
+                if used is not None and before != wanted:
+                    raise other_scale(self.name, before, wanted)
+                connection.execute(_SETTINGS)
+                connection.execute("INSERT OR REPLACE INTO settings VALUES ('scale', ?)", (json.dumps(wanted),))
+            return wanted
+
+        return self._run(work)
+
     def problems(self) -> list[str]:
         """What SQLite finds wrong with its own file."""
 
@@ -269,8 +301,11 @@ class SqliteBackend:
                         self._adopt()
                     if self._connection is None:
                         self._connection = self._connect()
+                    self._check_file()
                     with self._errors("writing"):
-                        return work(self._connection)
+                        answer = work(self._connection)
+                    self._check_file()  # else what was written now may have gone with the file
+                    return answer
             except _Busy:
                 if time.monotonic() > until:
                     raise busy(self.name, self.timeout) from None
@@ -288,12 +323,28 @@ class SqliteBackend:
             )
         self._pid = os.getpid()
 
+    def _check_file(self) -> None:
+        found = _file_id(self.path)
+        if found != self._file:
+            raise ArtifactError(
+                f"The file of the feedback store {self.name} was "
+                f"{'removed' if found is None else 'replaced by another one'} while it was open.",
+                code="store-moved",
+                found=f"{self.path}: {'no file' if found is None else 'another file'}; what was written before went "
+                "with the one that was there",
+                fix="put the file back, or close() the store to go on with what is at the path now",
+                details={"path": str(self.path)},
+            )
+
     def _connect(self) -> sqlite3.Connection:
+        if not self._create_file and not self.path.is_file():
+            raise ArtifactError(f"There is no feedback store {self.path}.", code="missing-store", fix="check the path")
         with self._errors("opening"):
             connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
             with self._errors("opening"):
                 self._prepare(connection)
+            self._file = _file_id(self.path)
         except BaseException:
             connection.close()
             raise
@@ -370,6 +421,15 @@ class SqliteBackend:
             fix=fix,
             details={"path": str(self.path)},
         )
+
+
+def _file_id(path: Path) -> tuple[int, int] | None:
+    """What a path leads to, whatever its name; None without a file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 class _Busy(Exception):

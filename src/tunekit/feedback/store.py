@@ -11,13 +11,14 @@ from tunekit.errors import DataError, OptionsError
 from tunekit.feedback.backends import Backend, Where
 from tunekit.feedback.entries import Entry, is_whole, make_entry, read_record
 from tunekit.feedback.records import (
-    SCALE,
     Record,
     Text,
     as_micros,
     check_fields,
+    checked_scale,
     make_record,
     redacted,
+    shown,
 )
 from tunekit.feedback.views import Judgements, Time
 
@@ -39,7 +40,8 @@ class FeedbackStore(Judgements):
         where: a file name (SQLite; made if it is not there), ``sqlite:///name``, or ``postgresql://user@host/database``
             (the password from ``PGPASSWORD`` or ``~/.pgpass``; needs ``tunekit[postgres]``; the table
             ``tunekit_feedback`` is made).
-        scale: lowest and highest rating, for records that name no other.
+        scale: lowest and highest rating, for records that name no other. The store keeps it: leave it out when the
+            store is opened again. Default: that of the store, 1 to 5 for a new one.
         redact: what texts pass before they are written: text to text, such as :func:`redact_pii`. It sees prompts,
             answers, edits, tool calls and the texts in ``meta``.
         timeout: seconds to wait for other writers.
@@ -49,7 +51,7 @@ class FeedbackStore(Judgements):
 
     Raises:
         ArtifactError: if it cannot be opened, or is something else.
-        OptionsError: for a wrong argument.
+        OptionsError: for a wrong argument, or another scale than that of the ratings in the store.
         MissingDependencyError: if PostgreSQL's packages are not installed.
     """
 
@@ -57,25 +59,25 @@ class FeedbackStore(Judgements):
         self,
         where: str | Path,
         *,
-        scale: tuple[float, float] = SCALE,
+        scale: tuple[float, float] | None = None,
         redact: Callable[[str], str] | None = None,
         timeout: float = 60.0,
         durability: str = "full",
         create: bool = True,
     ) -> None:
-        if len(scale) != 2 or not scale[0] < scale[1]:
-            raise OptionsError(f"scale is {scale!r}; it is the lowest and the highest rating.", code="scale")
+        _check_arguments(where, redact, timeout)
+        wanted = None if scale is None else checked_scale(scale)
         self._arguments = {
-            "scale": scale,
+            "scale": wanted,
             "redact": redact,
             "timeout": timeout,
             "durability": durability,
             "create": create,
         }
         self._where = where
-        self._scale = scale
         self._redact = redact
         self._backend = _backend(where, timeout, durability, create)
+        self._scale = self._backend.scale(wanted)
         self.name = self._backend.name
 
     def __repr__(self) -> str:
@@ -282,6 +284,23 @@ class FeedbackStore(Judgements):
 
 def _reopened(where: str | Path, arguments: Mapping[str, Any]) -> FeedbackStore:
     return FeedbackStore(where, **arguments)
+
+
+def _check_arguments(where: Any, redact: Any, timeout: Any) -> None:
+    if not isinstance(where, str | Path):
+        raise OptionsError(
+            f"where is {shown(where)}; it is a file name or the URL of a database.",
+            code="store-url",
+            fix='pass a file name, such as "feedback.db"',
+        )
+    if redact is not None and not callable(redact):
+        raise OptionsError(
+            f"redact is {shown(redact)}; it is a function from text to text.",
+            code="redact",
+            fix="pass redact=tunekit.feedback.redact_pii, or a function of your own",
+        )
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
+        raise OptionsError(f"timeout is {shown(timeout)}; it is a number of seconds.", code="timeout")
 
 
 def _backend(where: str | Path, timeout: float, durability: str, create: bool) -> Backend:
