@@ -99,3 +99,38 @@ def test_a_wrong_reference_in_one_process_stops_all(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(processes, "CODE", code)
     found, reward = processes.run(tmp_path / "two", 2, 2, 1)
     assert found == "reference-mismatch" and reward == pytest.approx(5.0, rel=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "seen"),
+    [
+        ("ctx.cancel.cancel('enough')", "RunCancelled"),
+        ("trainer.sums = lambda model, groups: 1 / 0", "StepError other-process: ZeroDivisionError"),
+    ],
+)
+def test_what_ends_the_reference_in_one_process_ends_all(
+    fault: str, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one says so, and does not wait for ever."""
+    code = CODE.replace(
+        "    dpo.DpoTrainer().run(ctx)\n",
+        f"""    import os
+    from tunekit_trl import alignment
+    computed = alignment.reference_logps
+    def with_fault(ctx, trainer, groups):
+        if trainer.args.process_index == 1:
+            {fault}
+        return computed(ctx, trainer, groups)
+    alignment.reference_logps = with_fault
+    try:
+        dpo.DpoTrainer().run(ctx)
+    except Exception as error:
+        if os.environ["RANK"] == "0":
+            Path(sys.argv[5]).write_text(json.dumps(f"{{type(error).__name__}} {{error.code}}: {{error}}"))
+""",
+    )
+    assert "with_fault" in code
+    monkeypatch.setattr(processes, "CODE", code)
+    found = processes.run(tmp_path / "two", 2, 2, 1)
+    assert found.startswith(seen.split()[0]) and all(part in found for part in seen.split(": ")), found

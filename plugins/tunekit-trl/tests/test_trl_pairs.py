@@ -24,7 +24,7 @@ from tunekit_trl import dpo
 from tunekit_trl.encoding import Encoder
 from tunekit_trl.objectives import CpoObjective, DpoObjective, OrpoObjective
 from tunekit_trl.options import DpoOptions, SftOptions
-from tunekit_trl.pair_losses import PAIR_LOSSES
+from tunekit_trl.pair_losses import PAIR_LOSSES, PairTerms
 from tunekit_trl.pair_options import CpoOptions, OrpoOptions, SimpoOptions
 from tunekit_trl.sft import SftTrainer
 
@@ -196,6 +196,24 @@ def test_methods_without_reference_equal_the_papers_in_float64(exact: Any) -> No
     compare(exact, OrpoObjective(BETA, prompts=False), nll + BETA * ratio)
     whole = -torch.cat([token_logps(doubled, row, "chosen", prompt=True) for row in rows]).mean()
     compare(exact, OrpoObjective(BETA, prompts=True), whole + BETA * ratio)
+
+
+@pytest.mark.parametrize(
+    ("name", "divergence", "alpha"),
+    [("sigmoid", "forward_kl", 0.5), ("sigmoid", "alpha_divergence", 0.5), ("discopop", "reverse_kl", 0.5)],
+)
+def test_losses_are_finite_however_far_the_policy_has_gone(name: str, divergence: str, alpha: float) -> None:
+    """Log-ratios are sums over a completion: e to their power may be more than float32 holds."""
+    chosen = torch.tensor([-95.0, 0.0, -950.0, -2000.0], requires_grad=True)
+    rejected = torch.tensor([-95.0, -400.0, 0.0, -2000.0], requires_grad=True)
+    tokens = torch.ones(4)
+    terms = PairTerms(chosen, rejected, tokens, tokens, beta=1.0, f_divergence=divergence, f_alpha=alpha)
+    losses = PAIR_LOSSES[name](terms)
+    losses.sum().backward()
+    assert chosen.grad is not None and rejected.grad is not None
+    assert torch.isfinite(losses).all() and torch.isfinite(chosen.grad).all() and torch.isfinite(rejected.grad).all()
+    even = 0.5 * math.log(2) + 0.5 if name == "discopop" else math.log(2)
+    assert losses.tolist()[::3] == pytest.approx([even, even]) and losses[2] > 100
 
 
 def test_orpo_is_finite_for_a_sure_completion() -> None:

@@ -16,6 +16,23 @@ from tunekit_trl.rows import DataFacts, pair_rows
 __all__ = ["CpoTrainer", "DpoTrainer", "OrpoTrainer", "PairTrainer", "SimpoTrainer"]
 
 
+_TOLD = (
+    "beta",
+    "loss_type",
+    "loss_weights",
+    "label_smoothing",
+    "discopop_tau",
+    "offset",
+    "f_divergence",
+    "f_alpha",
+    "gamma",
+    "alpha",
+    "nll_on",
+    "nll_weight",
+)
+"""Options that the loss depends on."""
+
+
 class PairTrainer(CompletionAlignment):
     """Base of the components that learn from chosen and rejected completions."""
 
@@ -42,9 +59,8 @@ class PairTrainer(CompletionAlignment):
 
     def details(self, ctx: StepContext) -> dict[str, Any]:
         """What the loss was."""
-        told = ("beta", "loss_type", "loss_weights", "gamma", "f_divergence", "offset", "nll_on", "nll_weight")
         options = ctx.options
-        return {name: getattr(options, name) for name in told if getattr(options, name, None)}
+        return {name: getattr(options, name) for name in _TOLD if getattr(options, name, None)}
 
 
 class DpoTrainer(PairTrainer):

@@ -42,11 +42,11 @@ class PairTerms:
         if self.f_divergence == "reverse_kl":
             return ratio
         if self.f_divergence == "forward_kl":
-            return -torch.exp(-ratio)
+            return -torch.exp(_bounded(-ratio))
         if self.f_divergence == "js_divergence":
             return logsigmoid(ratio)
         # Generator (u^(1-a) - (1-a) u - a) / (a (a-1)); its derivative is (1 - u^-a) / a.
-        return -torch.expm1(-self.f_alpha * ratio) / self.f_alpha
+        return -torch.expm1(_bounded(-self.f_alpha * ratio)) / self.f_alpha
 
     def logits(self) -> Any:
         """Difference of the scores, times beta."""
@@ -57,6 +57,11 @@ class PairTerms:
         """Scores over the number of tokens."""
         chosen, rejected = self.scores()
         return chosen / self.chosen_tokens.clamp(min=1), rejected / self.rejected_tokens.clamp(min=1)
+
+
+def _bounded(exponent: Any) -> Any:
+    """float32 holds no more than e^88, and infinity minus infinity is no number."""
+    return exponent.clamp(max=80)
 
 
 def _sigmoid(x: PairTerms) -> Any:
@@ -126,7 +131,7 @@ def _discopop(x: PairTerms) -> Any:
     """Lu et al. 2024, arXiv:2406.08414, eq. 5: logistic and exponential loss, mixed by the margin."""
     logits = x.logits()
     mixed = torch.sigmoid(logits / x.discopop_tau)
-    return -logsigmoid(logits) * (1 - mixed) + torch.exp(-logits) * mixed
+    return -logsigmoid(logits) * (1 - mixed) + torch.exp(_bounded(-logits)) * mixed
 
 
 PAIR_LOSSES: Mapping[str, Callable[[PairTerms], Any]] = {

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from tunekit.errors import StepError
 from tunekit.plugins import StepContext, hf
+from tunekit_trl.together import together
 
 __all__ = ["check_start", "reference_logps"]
 
@@ -39,6 +40,7 @@ def reference_logps(ctx: StepContext, trainer: hf.CompletionTrainer, groups: Seq
 
     Raises:
         RunCancelled: after a cancel.
+        StepError: code ``other-process`` if another process failed.
     """
     path = _path(ctx, trainer, groups)
     count = sum(len(group.completions) for group in groups)
@@ -56,23 +58,27 @@ def reference_logps(ctx: StepContext, trainer: hf.CompletionTrainer, groups: Seq
     # Rows of about one length together.
     order = sorted(range(len(groups)), key=lambda number: -groups[number].tokens)[rank::world]
     found: dict[int, list[float]] = {}
-    detached = ctx.adapter.detached(model) if ctx.adapter else contextlib.nullcontext()
-    with detached, hf.fast_products(model):
-        for begin in range(0, len(order), _AT_A_TIME):
-            ctx.cancel.raise_if_cancelled()
-            numbers = order[begin : begin + _AT_A_TIME]
-            made = trainer.sums(model, [groups[number] for number in numbers]).tolist()
-            at = 0
-            for number in numbers:
-                size = len(groups[number].completions)
-                found[number] = made[at : at + size]
-                at += size
-            ctx.progress(begin + len(numbers), len(order), "rows", "reference log-probabilities")
+
+    def share() -> None:
+        detached = ctx.adapter.detached(model) if ctx.adapter else contextlib.nullcontext()
+        with detached, hf.fast_products(model):
+            for begin in range(0, len(order), _AT_A_TIME):
+                ctx.cancel.raise_if_cancelled()
+                numbers = order[begin : begin + _AT_A_TIME]
+                made = trainer.sums(model, [groups[number] for number in numbers]).tolist()
+                at = 0
+                for number in numbers:
+                    size = len(groups[number].completions)
+                    found[number] = made[at : at + size]
+                    at += size
+                if trainer.is_world_process_zero():
+                    ctx.progress(begin + len(numbers), len(order), "rows", "reference log-probabilities")
+
+    together(share, trainer.args.world_size, "the reference was computed")
     if world > 1:
-        found = {number: made for share in gather_object([found]) for number, made in share.items()}
+        found = {number: made for each in gather_object([found]) for number, made in each.items()}
     values = [value for number in range(len(groups)) for value in found[number]]
-    if rank == 0:
-        _write(path, values)
+    together(lambda: _write(path, values) if rank == 0 else None, trainer.args.world_size, "the reference was kept")
     return values
 
 

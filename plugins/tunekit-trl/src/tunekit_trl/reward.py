@@ -51,9 +51,9 @@ class RewardTrainer:
             encoder = encoder_for(loaded.model, tokenizer, ctx.options.max_length)
             rows, facts = _rows(ctx, encoder, ctx.data)
             held = _rows(ctx, encoder, ctx.validation)[0] if ctx.validation is not None else []
-        _tell(ctx, facts)
         binary = all(row.score in (0.0, 1.0) for row in (*rows, *held))
         objective = _check_objective(ctx, ctx.data.schema, binary=binary)
+        _tell(ctx, facts, objective)
         scale = _scale(ctx, objective, rows)
         model, new = with_reward_head(loaded.model, ctx.seed)
         note = give_padding(model, tokenizer, encoder.stops)
@@ -150,7 +150,7 @@ def _scale(ctx: StepContext, objective: str, rows: Sequence[RewardRow]) -> Scale
     return Scale.of(scores) if objective == "regression" else Scale()
 
 
-def _tell(ctx: StepContext, facts: RewardFacts) -> None:
+def _tell(ctx: StepContext, facts: RewardFacts, objective: str) -> None:
     if facts.cut_rows:
         ctx.notice(
             "rows-cut",
@@ -165,7 +165,13 @@ def _tell(ctx: StepContext, facts: RewardFacts) -> None:
             "repeated-answers",
             f"{facts.repeated:,} ranked lists hold one text only, again and again, and were left out.",
         )
-    if 0 < facts.margins < facts.rows:
+    if facts.margins and objective != "bradley-terry":
+        ctx.notice(
+            "margins-unused",
+            f"{facts.margins:,} pairs have a margin, which objective={objective!r} does not use; "
+            'objective="bradley-terry" does.',
+        )
+    elif 0 < facts.margins < facts.rows:
         ctx.notice(
             "margins-missing",
             f"{facts.rows - facts.margins:,} of {facts.rows:,} pairs have no margin; theirs counts as 0.",

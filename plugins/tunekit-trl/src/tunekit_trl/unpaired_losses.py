@@ -185,6 +185,8 @@ class BcoObjective(UnpairedObjective):
     """BCO (arXiv:2404.04656, eq. 8): cross-entropy of a classifier whose logit is the reward less a shift.
 
     The shift is the mean reward of all training rows so far, those of the optimizer step included; it has no gradient.
+    All answers count alike in it, as in the trainer that TRL had; where good and bad ones are equally many, that is the
+    mean of the means of both kinds.
     """
 
     def __init__(self, beta: float) -> None:
