@@ -27,12 +27,13 @@ def _find_shared_data() -> Path | None:
 LONGEST = (
     "test_fresh_environment.py",
     "test_trl_suite.py",
-    "test_evals_real.py",
-    "test_transformers_suite.py",
-    "test_sabotage_trainer.py",
-    "test_docs.py",
-    "test_line.py",
     "test_scaffold.py",
+    "test_line.py",
+    "test_docs.py",
+    "test_transformers_suite.py",
+    "test_evals_real.py",
+    "test_cli.py",
+    "test_sabotage_trainer.py",
 )
 """Files that take half a minute and more, the longest first."""
 
