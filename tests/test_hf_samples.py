@@ -14,13 +14,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from tunekit.cancel import CancelToken
-from tunekit.context import BoundReward, StepContext
+from tunekit.context import BoundReward
 from tunekit.data import load_dataset
 from tunekit.errors import DataError, RunCancelled, StepError
-from tunekit.plan import ComponentRef, ResolvedStep
 from tunekit.plugins import SampleOptions, hf
 from tunekit.testing import tiny_model, tiny_tokenizer
+from tunekit.testing.contexts import BuiltContext, step_context
 
 ROWS = [{"prompt": f"Say {word} {number}.", "completion": word} for word in ("red", "blue") for number in range(8)]
 
@@ -37,34 +36,14 @@ def count_e(prompts: Any, completions: Any, **columns: Any) -> list[float]:
     return [float(made.count("e")) for made in completions]
 
 
-def context(folder: Path, *, adapter: Any = None, rewards: Any = (), **options: Any) -> StepContext:
-    component = ComponentRef("trainer", "test", "tests", "0", "tests:none")
-    step = ResolvedStep(
-        index=1,
+def context(folder: Path, *, adapter: Any = None, rewards: Any = (), **options: Any) -> BuiltContext:
+    return step_context(
+        folder,
+        SampleOptions(**options),
         kind="align",
-        name="align",
-        component=component,
-        options={},
-        input=None,
-        adapter=None,
-        trains="full",
-        data="list",
-    )
-    return StepContext(
-        run_id="test",
-        step=step,
-        options=SampleOptions(**options),
-        seed=7,
-        dir=folder,
-        cancel=CancelToken(),
-        input=None,
         adapter=adapter,
         data=load_dataset(ROWS, accepts=("prompt_completion",)),
         rewards=[BoundReward(name="e", reward=reward) for reward in rewards],
-        _component=lambda: None,
-        _load=lambda: None,
-        _keep=lambda loaded: None,
-        _emit=lambda kind, **fields: None,
     )
 
 

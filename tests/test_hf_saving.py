@@ -12,15 +12,13 @@ from typing import Any
 import pytest
 
 from tunekit.artifacts import Artifact
-from tunekit.cancel import CancelToken
-from tunekit.context import StepContext
 from tunekit.errors import ArtifactError, StepError
-from tunekit.plan import ComponentRef, ResolvedStep
 from tunekit.plugins import hf
 from tunekit.plugins.hf import finishing, loading
 from tunekit.plugins.hf.loading import folder_problems
 from tunekit.plugins.hf.training import TrainOutcome
 from tunekit.plugins.protocols import LoadedModel
+from tunekit.testing.contexts import step_context
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -101,44 +99,15 @@ class MergesAlmost(SmallAdapter):
         return 0.8 * (low.up @ low.down)
 
 
-def make_context(folder: Path, adapter: Any, kept: list[LoadedModel]) -> StepContext:
-    step = ResolvedStep(
-        index=2,
-        kind="sft",
-        name="sft",
-        component=ComponentRef("trainer", "test", "tests", "0", "tests:none"),
-        options={},
-        input=None,
-        adapter=None,
-        trains="low-rank" if adapter else "full",
-        data=None,
-    )
-    return StepContext(
-        run_id="test",
-        step=step,
-        options=None,
-        seed=7,
-        dir=folder,
-        cancel=CancelToken(),
-        input=None,
-        adapter=adapter,
-        _component=lambda: None,
-        _load=lambda: None,
-        _keep=kept.append,
-        _emit=lambda kind, **fields: None,
-    )
-
-
 def finish(folder: Path, source: Path, adapter: Any, size: float = 0.3) -> tuple[Artifact, LoadedModel]:
-    kept: list[LoadedModel] = []
-    ctx = make_context(folder, adapter, kept)
+    ctx = step_context(folder, None, kind="sft", adapter=adapter)
     loaded = hf.load_folder(source)
     model = loaded.model
     if adapter is not None:
         model = adapter.attach(model, seed=0)
         adapter.train_a_little(model, size)
     artifact = hf.finish(ctx, model, loaded.tokenizer, outcome=OUTCOME)
-    return artifact, kept[0]
+    return artifact, ctx.kept[0]
 
 
 def test_merge_is_proven(tmp_path: Path, stories260k: Path) -> None:
@@ -213,7 +182,6 @@ def test_the_kept_model_is_what_a_reload_gives(
 ) -> None:
     for module in (finishing, loading):
         monkeypatch.setattr(module, "compute_dtype", lambda: torch.bfloat16)
-    kept: list[LoadedModel] = []
     loaded = hf.load_folder(stories260k)
     model = loaded.model
     if adapter is None:
@@ -223,17 +191,18 @@ def test_the_kept_model_is_what_a_reload_gives(
         for layer in adapter.layers(model):
             layer.to(torch.bfloat16)
         adapter.train_a_little(model)
-    artifact = hf.finish(make_context(tmp_path, adapter, kept), model, loaded.tokenizer, outcome=OUTCOME)
+    ctx = step_context(tmp_path, None, kind="sft", adapter=adapter)
+    artifact = hf.finish(ctx, model, loaded.tokenizer, outcome=OUTCOME)
     again = hf.load_folder(tmp_path / "model").model
     assert artifact.model is not None
     assert artifact.model.dtype == ("bfloat16" if adapter else "float32")
-    weights = dict(kept[0].model.named_parameters())
+    weights = dict(ctx.kept[0].model.named_parameters())
     for name, weight in again.named_parameters():
         assert weights[name].dtype == torch.bfloat16
         assert torch.equal(weights[name], weight)
     ids = torch.arange(1, 40)[None]
     with torch.no_grad():
-        assert torch.equal(kept[0].model(input_ids=ids).logits, again(input_ids=ids).logits)
+        assert torch.equal(ctx.kept[0].model(input_ids=ids).logits, again(input_ids=ids).logits)
 
 
 def test_tied_embeddings_survive(tmp_path: Path, stories260k: Path) -> None:

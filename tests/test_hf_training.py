@@ -20,11 +20,11 @@ import pytest
 from tunekit.cancel import CancelToken
 from tunekit.context import StepContext
 from tunekit.errors import ArtifactError, MissingDependencyError, OptionsError, RunCancelled, StepError
-from tunekit.plan import ComponentRef, ResolvedStep
 from tunekit.plugins import hf
 from tunekit.plugins.hf import checkpoints
 from tunekit.plugins.options import TrainOptions
 from tunekit.testing import warm
+from tunekit.testing.contexts import step_context
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -47,30 +47,7 @@ class Recorder:
 
 
 def make_context(folder: Path, options: Any, *, emit: Any = None, cancel: CancelToken | None = None) -> StepContext:
-    step = ResolvedStep(
-        index=1,
-        kind="sft",
-        name="sft",
-        component=ComponentRef("trainer", "test", "tests", "0", "tests:none"),
-        options={},
-        input=None,
-        adapter=None,
-        trains="full",
-        data=None,
-    )
-    return StepContext(
-        run_id="test",
-        step=step,
-        options=options,
-        seed=7,
-        dir=folder,
-        cancel=cancel or CancelToken(),
-        input=None,
-        _component=lambda: None,
-        _load=lambda: None,
-        _keep=lambda loaded: None,
-        _emit=emit or Recorder(),
-    )
+    return step_context(folder, options, kind="sft", events=emit or Recorder(), cancel=cancel)
 
 
 def tiny_model(dropout: float = 0.1) -> Any:

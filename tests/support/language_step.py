@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.artifacts import Artifact
-from tunekit.cancel import CancelToken
-from tunekit.context import StepContext
 from tunekit.data import load_dataset
-from tunekit.plan import ComponentRef, ResolvedStep
 from tunekit.plugins import Component, LoadedModel
+from tunekit.testing.contexts import step_context
 
 TEXTS = [
     f"{name} went to the {place}. {name} saw a {thing} there and said: what a nice {thing}! "
@@ -51,37 +49,21 @@ class Step:
         cancel_after: int | None = None,
     ) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
-        self.kept: list[LoadedModel] = []
         self.cancel_after = cancel_after
-        folder.mkdir(exist_ok=True)
-        kind = "pretrain" if model is None else "post_pretrain"
-        step = ResolvedStep(
-            index=1,
-            kind=kind,
-            name=kind,
-            component=ComponentRef("trainer", "causal", "tunekit-transformers", "0", "x:y", kind),
-            options={},
-            input=None,
-            adapter=None,
-            trains="full",
-            data="list",
-        )
-        self.ctx = StepContext(
-            run_id="test",
-            step=step,
-            options=options.resolve(adapter=None),
+        self.ctx = step_context(
+            folder,
+            options.resolve(adapter=None),
+            kind="pretrain" if model is None else "post_pretrain",
+            name="causal",
+            provider="tunekit-transformers",
+            loaded=model,
             seed=5,
-            dir=folder,
-            cancel=CancelToken(),
-            input=None,
+            events=self.emit,
             data=data(texts),
             validation=None if validation is None else data(validation),
             further_data={} if general is None else {"general_data": data(general)},
-            _component=lambda: None,  # type: ignore[arg-type,return-value]
-            _load=lambda: model,  # type: ignore[arg-type,return-value]
-            _keep=self.kept.append,
-            _emit=self.emit,
         )
+        self.kept = self.ctx.kept
 
     def emit(self, kind: str, **fields: Any) -> None:
         self.events.append((kind, fields))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from tunekit.context import BoundReward
 from tunekit.errors import DataError, RunCancelled, StepError
 from tunekit.plugins import LoadedModel, hf
 from tunekit.plugins.hf.checkpoints import seal
+from tunekit.testing.beside import beside
 from tunekit_peft.options import LoraOptions
 from tunekit_trl.borrowed import borrowed
 from tunekit_trl.online import GrpoTrainer, OnlineDpoTrainer, OnlineTrainer, RlooTrainer
@@ -26,10 +26,7 @@ from tunekit_trl.prompts import prompt_rows
 from tunekit_trl.rewards.options import ExactMatchOptions
 from tunekit_trl.rewards.rules import ExactMatch
 
-_spec = importlib.util.spec_from_file_location("online_driver", Path(__file__).with_name("online_driver.py"))
-assert _spec is not None and _spec.loader is not None
-driver: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(driver)
+driver = beside(__file__, "online_driver")
 
 SHORT = {"max_new_tokens": 4, "max_length": 32, "samples": 0, "schedule": "constant", "learning_rate": 1e-3}
 

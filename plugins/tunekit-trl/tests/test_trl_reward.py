@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from tunekit.cancel import CancelToken
 from tunekit.data import load_dataset
 from tunekit.errors import DataError, OptionsError, RunCancelled, StepError
 from tunekit.plugins import LoadedModel, ModelFacts, PreviewContext, hf
+from tunekit.testing.beside import beside
 from tunekit_peft.options import LoraOptions
 from tunekit_trl.encoding import Encoder
 from tunekit_trl.reward import RECORD, RewardTrainer
@@ -27,10 +27,7 @@ from tunekit_trl.reward_preview import reward as preview
 from tunekit_trl.reward_quality import calibration, compared_quality, rated_quality
 from tunekit_trl.reward_rows import encode_answers
 
-_spec = importlib.util.spec_from_file_location("reward_driver", Path(__file__).with_name("reward_driver.py"))
-assert _spec is not None and _spec.loader is not None
-reward_driver: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reward_driver)
+reward_driver = beside(__file__, "reward_driver")
 driver = reward_driver.driver
 ACCEPTS = reward_driver.ACCEPTS
 PAIRS = reward_driver.PAIRS

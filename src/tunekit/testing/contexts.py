@@ -54,9 +54,9 @@ def step_context(
     options: Any,
     *,
     kind: str,
-    name: str,
-    provider: str,
-    loaded: LoadedModel,
+    name: str = "test",
+    provider: str = "tests",
+    loaded: LoadedModel | None = None,
     adapter: Any = None,
     label: str = "lora",
     seed: int = 7,
@@ -70,9 +70,9 @@ def step_context(
         folder: of the step; made if need be.
         options: the validated options, resolved.
         kind: ``sft``, ``align`` ...; the step has the same name.
-        name: of the trainer.
+        name: of the component.
         provider: distribution that it comes from.
-        loaded: the input model.
+        loaded: the input model; None: it is not asked for.
         adapter: what is trained; None: all weights.
         label: what the adapter is called.
         seed: of the step.
@@ -107,7 +107,7 @@ def step_context(
         adapter=adapter,
         kept=kept,
         _component=_nothing,
-        _load=lambda: loaded,
+        _load=lambda: loaded,  # type: ignore[arg-type,return-value]
         _keep=kept.append,
         _emit=StepEvents() if events is None else events,
         **more,
