@@ -16,27 +16,18 @@ from trl import RewardTrainer as TrlRewardTrainer
 from tunekit.testing.beside import beside
 from tunekit_trl.reward_rows import Scale
 
-reward_driver = beside(__file__, "reward_driver")
-driver = reward_driver.driver
-PAIRS = reward_driver.PAIRS
-RANKED = reward_driver.RANKED
-RATED = reward_driver.RATED
-THUMBS = reward_driver.THUMBS
-norm = reward_driver.norm
-one_step = reward_driver.one_step
-reward_model = reward_driver.reward_model
-token_rows = reward_driver.token_rows
+rewards = beside(__file__, "reward_driver")
 
 
 @pytest.mark.parametrize("pad", ["<pad>", "<|im_end|>"])
 @pytest.mark.parametrize(("margin", "center"), [(False, 0.0), (True, 0.0), (True, 0.01)])
 def test_loss_and_gradient_equal_those_of_trl(pad: str, margin: bool, center: float, tmp_path: Path) -> None:
-    tokenizer = driver.byte_tokenizer(pad=pad)
-    model = reward_model(tokenizer)
+    tokenizer = rewards.driver.byte_tokenizer(pad=pad)
+    model = rewards.reward_model(tokenizer)
     other = copy.deepcopy(model)
-    rows = token_rows(PAIRS if margin else driver.PREFERENCES, tokenizer)
+    rows = rewards.token_rows(rewards.PAIRS if margin else rewards.driver.PREFERENCES, tokenizer)
     assert all(row["prompt_ids"] for row in rows) and len({len(row["completion_ids"][0]) for row in rows}) > 3
-    loss = one_step(model, rows, "bradley-terry", tmp_path / "ours", center)
+    loss = rewards.one_step(model, rows, "bradley-terry", tmp_path / "ours", center)
 
     columns = {
         side: [row["prompt_ids"] + row["completion_ids"][number] for row in rows]
@@ -61,7 +52,7 @@ def test_loss_and_gradient_equal_those_of_trl(pad: str, margin: bool, center: fl
     expected = theirs.compute_loss(other, theirs.data_collator(list(theirs.train_dataset)))
     expected.backward()
     assert loss == pytest.approx(expected.item(), abs=1e-5)
-    assert norm(model) == pytest.approx(norm(other), abs=1e-5)
+    assert rewards.norm(model) == pytest.approx(rewards.norm(other), abs=1e-5)
     assert abs(loss - math.log(2)) > 1e-3
 
 
@@ -92,22 +83,22 @@ def formula(objective: str, own: torch.Tensor, row: dict[str, Any], center: floa
 @pytest.mark.parametrize(
     ("objective", "rows", "center"),
     [
-        ("bradley-terry", RANKED, 0.0),
-        ("bradley-terry", RANKED, 0.05),
-        ("plackett-luce", RANKED, 0.0),
-        ("plackett-luce", driver.PREFERENCES[:5], 0.0),
-        ("regression", RATED[:6], 0.0),
-        ("logistic", THUMBS[:6], 0.0),
+        ("bradley-terry", rewards.RANKED, 0.0),
+        ("bradley-terry", rewards.RANKED, 0.05),
+        ("plackett-luce", rewards.RANKED, 0.0),
+        ("plackett-luce", rewards.driver.PREFERENCES[:5], 0.0),
+        ("regression", rewards.RATED[:6], 0.0),
+        ("logistic", rewards.THUMBS[:6], 0.0),
     ],
 )
 def test_loss_and_gradient_equal_the_formula_in_float64(
     objective: str, rows: list[dict[str, Any]], center: float, tmp_path: Path
 ) -> None:
-    tokenizer = driver.byte_tokenizer(pad="<|im_end|>")
-    model = reward_model(tokenizer)
+    tokenizer = rewards.driver.byte_tokenizer(pad="<|im_end|>")
+    model = rewards.reward_model(tokenizer)
     scale = Scale.of([row["score"] for row in rows]) if objective == "regression" else Scale()
-    made = token_rows(rows, tokenizer, scale)
-    loss = one_step(model, made, objective, tmp_path, center)
+    made = rewards.token_rows(rows, tokenizer, scale)
+    loss = rewards.one_step(model, made, objective, tmp_path, center)
     exact = copy.deepcopy(model).double()
     exact.zero_grad()
     total = torch.zeros((), dtype=torch.float64)
@@ -118,4 +109,4 @@ def test_loss_and_gradient_equal_the_formula_in_float64(
         total = total + formula(objective, own, row, center) / len(made)
     total.backward()
     assert loss == pytest.approx(total.item(), abs=1e-5)
-    assert norm(model) == pytest.approx(norm(exact), rel=1e-5)
+    assert rewards.norm(model) == pytest.approx(rewards.norm(exact), rel=1e-5)
