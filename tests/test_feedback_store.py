@@ -148,9 +148,9 @@ def test_a_store_keeps_its_scale(place: str) -> None:
     with FeedbackStore(place) as store:
         store.record("q", "b", rating=5)
         store.record("q", "c", rating=5, scale=(1, 5))
-        for again in (store, pickle.loads(pickle.dumps(store))):
+        with pickle.loads(pickle.dumps(store)) as again:
             assert [record.fraction() for record in again.records()] == [0.5, 0.5, 1.0]
-        pickle.loads(pickle.dumps(store)).record("q", "d", rating=10)
+            again.record("q", "d", rating=10)
         with pytest.raises(OptionsError, match="on a scale from 0 to 10") as caught:
             FeedbackStore(place, scale=(1, 5))
         assert caught.value.asked == "scale=(1, 5)" and caught.value.code == "scale"

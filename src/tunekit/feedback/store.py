@@ -77,7 +77,11 @@ class FeedbackStore(Judgements):
         self._where = where
         self._redact = redact
         self._backend = _backend(where, timeout, durability, create)
-        self._scale = self._backend.scale(wanted)
+        try:
+            self._scale = self._backend.scale(wanted)
+        except BaseException:
+            self._backend.close()
+            raise
         self.name = self._backend.name
 
     def __repr__(self) -> str:
