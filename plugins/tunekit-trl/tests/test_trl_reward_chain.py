@@ -47,5 +47,16 @@ def test_grpo_learns_from_the_reward_step_before_it(tmp_path: Path) -> None:
     assert 0 < near < far / 10
 
 
+def test_margins_that_the_objective_does_not_use_are_told(tmp_path: Path) -> None:
+    loaded = driver.tiny_pair()
+    line = Pipeline(model=(loaded.model, loaded.tokenizer)).reward(
+        [{**row, "margin": 1.0} for row in PAIRS], objective="plackett-luce", max_steps=1, max_length=32
+    )
+    seen: list[Any] = []
+    line.run(workdir=tmp_path, seed=0, on_event=seen.append)
+    told = [event.message for event in seen if getattr(event, "code", "") == "margins-unused"]
+    assert len(told) == 1 and told[0].startswith("12 pairs have a margin, which objective='plackett-luce' does not use")
+
+
 def _weights(folder: Path) -> dict[str, Any]:
     return load_file(folder / "model.safetensors")

@@ -36,6 +36,7 @@ from tunekit_trl.prompts import (
     reward_columns,
 )
 from tunekit_trl.reference import check_start
+from tunekit_trl.together import refuse_sharded, together
 
 __all__ = ["GrpoTrainer", "OnlineDpoTrainer", "OnlineTrainer", "RlooTrainer", "tell_dropout"]
 
@@ -136,6 +137,7 @@ class OnlineTrainer(hf.CompletionTrainer):
         held_out: list[PromptRow] | None = None,
     ) -> None:
         super().__init__(ctx, model, tokenizer, rows, objective, held_out)
+        refuse_sharded(self, ctx.step.component.name)
         self.online = objective
         self.tokenizer = tokenizer
         self.completions.temperature = ctx.options.temperature
@@ -225,41 +227,16 @@ class OnlineTrainer(hf.CompletionTrainer):
         return rollouts
 
     def _agreed(self, work: Callable[[], _Made], *, measuring: bool = False) -> _Made:
-        """What ``work``, which other processes have no part in, gives. An error or a cancel in one process ends all:
-        otherwise the others would wait for it for ever.
+        """What ``work`` gives, ended for all processes by an error or a cancel in one; see :func:`together`.
 
         Raises:
             RunCancelled: after a cancel; a checkpoint is left.
             StepError: code ``other-process`` if only another process failed.
         """
-        made: Any = None
-        problem: Exception | None = None
         try:
-            made = work()
-        except Exception as error:  # noqa: BLE001  (raised again, once the others know)
-            problem = error
-        cancelled = isinstance(problem, RunCancelled)
-        if problem is not None and not cancelled:
-            told: Any = f"{type(problem).__name__}: {problem}"
-        else:
-            told = cancelled
-        everyone: list[Any] = [told]
-        if self.args.world_size > 1:
-            everyone = [None] * self.args.world_size
-            torch.distributed.all_gather_object(everyone, told)
-        if problem is not None and not cancelled:
-            raise problem
-        for number, what in enumerate(everyone):
-            if isinstance(what, str):
-                raise StepError(
-                    f"Process {number} failed while completions were written or scored: {what}",
-                    code="other-process",
-                    fix="see the error of that process",
-                    details={"process": number},
-                ) from problem
-        if any(everyone):
-            raise self._cancelled(measuring) from problem
-        return made  # type: ignore[no-any-return]
+            return together(work, self.args.world_size, "completions were written or scored")
+        except RunCancelled as cancel:
+            raise self._cancelled(measuring) from cancel
 
     def _cancelled(self, measuring: bool) -> RunCancelled:
         """Leave a checkpoint: no optimizer step is under way while completions are written."""

@@ -1,4 +1,5 @@
-"""Work that each process of a distributed training does alone, and that ends for all if it ends for one."""
+"""Processes of a distributed training: work that each does alone and that ends for all if it ends for one, and what
+they cannot do."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import torch
 
 from tunekit.errors import RunCancelled, StepError
 
-__all__ = ["together"]
+__all__ = ["refuse_sharded", "together"]
 
 _Made = TypeVar("_Made")
 
@@ -57,3 +58,20 @@ def together(work: Callable[[], _Made], processes: int, doing: str) -> _Made:
             fix="run the same pipeline again in the same workdir to continue",
         )
     return made  # type: ignore[no-any-return]
+
+
+def refuse_sharded(trainer: Any, method: str) -> None:
+    """For trainings whose processes make different numbers of passes: with weights in shards each pass is one of all.
+
+    Raises:
+        StepError: code ``sharded``, under FSDP or DeepSpeed.
+    """
+    found = "FSDP" if trainer.is_fsdp_enabled else "DeepSpeed" if trainer.is_deepspeed_enabled else ""
+    if found:
+        raise StepError(
+            f"{method} does not train a model whose weights are spread over the processes.",
+            code="sharded",
+            asked=f"{method} under {found}",
+            found="processes that ask the model different numbers of times, and would wait for each other for ever",
+            fix="start the processes without it (each has the whole model), with an adapter if memory is short",
+        )

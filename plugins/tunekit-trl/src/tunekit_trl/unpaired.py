@@ -13,6 +13,7 @@ from tunekit_trl.completion_rows import CompletionRows
 from tunekit_trl.encoding import Encoder
 from tunekit_trl.reference import check_start, reference_logps
 from tunekit_trl.rows import DataFacts
+from tunekit_trl.together import refuse_sharded
 from tunekit_trl.unpaired_losses import (
     REWARDS,
     BcoObjective,
@@ -51,6 +52,7 @@ class UnpairedTrainer(CompletionAlignment):
 
     def ready(self, ctx: StepContext, trainer: hf.CompletionTrainer) -> None:
         """Have the reference checked with the first loss of a training that is not continued."""
+        refuse_sharded(trainer, ctx.step.component.name)
 
         def check(rewards: Any, scale: float) -> None:
             if trainer.state.global_step == 0:
