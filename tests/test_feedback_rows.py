@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -408,6 +409,57 @@ def test_a_step_takes_a_method_that_fits_the_store_or_says_why_none_does(store: 
     with pytest.raises(DataError, match="no rated or ranked rows"):
         store.as_dataset(("rated", "ranked"))
     assert "dpo" in method(store)
+
+
+def test_a_step_that_takes_other_rows_is_told_which_methods_learn_from_those_that_there_are(
+    store: FeedbackStore,
+) -> None:
+    def fix(accepts: str, data: Any = store) -> str:
+        with pytest.raises(DataError) as caught:
+            data.as_dataset((accepts,))
+        return str(caught.value.fix)
+
+    assert fix("preference").startswith("record edit=")
+    store.record("q1", "a", thumbs=True)
+    assert fix("preference").startswith("sft() from good answers; or record edit=")
+    store.record("q2", "a", thumbs=False)
+    both = 'align(method="kto") or align(method="bco") from single answers, good and bad ones'
+    assert fix("preference").startswith(both) and fix("preference", store.labelled()).endswith(both)
+    store.record("q3", "a", rating=3)
+    assert "reward() from ratings" in fix("preference")
+    for record in list(store.records()):
+        store.forget(ids=[record.id])
+    store.record("q", "a", chosen_over="b")
+    assert fix("feedback").startswith('align(method="dpo") learns from pairs')
+
+
+def test_a_view_is_counted_and_sent_to_another_process(store: FeedbackStore) -> None:
+    store.record_many({"prompt": f"q{n}", "completion": "a", "thumbs": True, "time": n + 1, "source": "s"}
+                      for n in range(40))  # fmt: skip
+    train, held, _ = store.split(0.25)
+    for view in (train, held, store.where(since=11, until=21, source="s"), store.where(source="none")):
+        copy = pickle.loads(pickle.dumps(view))
+        assert [record.id for record in copy.records()] == [record.id for record in view.records()]
+        assert len(copy) == len(list(view.records())) and copy
+    assert (len(store.where(since=11, until=21, source="s")), len(train) + len(held)) == (10, 40)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda store: store.preferences(min_agreement="0.7"), "min_agreement is '0.7'"),
+        (lambda store: store.preferences(min_gap=None), "min_gap is None"),
+        (lambda store: store.labelled(rating_split=True), "rating_split is True"),
+        (lambda store: store.labelled(min_votes="2"), "min_votes is '2'"),
+        (lambda store: store.rated(scale=5), "scale is 5"),
+        (lambda store: store.rated(scale=(1, 1)), "scale is"),
+        (lambda store: store.split("0.2"), "held_out"),
+    ],
+)
+def test_wrong_options_of_exports_are_named(store: FeedbackStore, call: Any, match: str) -> None:
+    store.record_many({"prompt": f"q{n}", "completion": "a", "rating": 4} for n in range(4))
+    with pytest.raises(OptionsError, match=match):
+        call(store)
 
 
 def test_a_view_until_a_time_stays_as_it_is(store: FeedbackStore) -> None:

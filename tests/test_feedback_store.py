@@ -421,6 +421,69 @@ def test_wrong_judgements_name_their_field(tmp_path: Path, judgement: dict[str, 
         assert len(store) == 0
 
 
+@pytest.mark.parametrize(
+    ("judgement", "match"),
+    [
+        ({"rating": 10**400}, "rating.*not a finite number"),
+        ({"rating": 10**5000}, "rating.*thousands of digits"),
+        ({"thumbs": 10**5000}, "thumbs.*thousands of digits"),
+        ({"rating": 3, "scale": (0, 10**400)}, "scale"),
+        ({"thumb": True}, "no field 'thumb'"),
+    ],
+)
+def test_odd_judgements_are_refused_in_words(tmp_path: Path, judgement: dict[str, object], match: str) -> None:
+    with FeedbackStore(tmp_path / "f.db") as store, pytest.raises(DataError, match=f"Record 1: .*{match}"):
+        store.record_many([{"prompt": "q", "completion": "a", **judgement}])
+
+
+def test_a_misspelt_field_gets_the_nearest_one(tmp_path: Path) -> None:
+    with FeedbackStore(tmp_path / "f.db") as store:
+        with pytest.raises(DataError) as caught:
+            store.record_many([{"prompt": "q", "completion": "a", "thumb": True}])
+        assert caught.value.suggestions[0] == "thumbs" and caught.value.details == {"field": "thumb", "row": 1}
+        with pytest.raises(DataError, match="field 'completion' is missing"):
+            store.record_many([{"prompt": "q", "thumbs": True}])
+        with pytest.raises(DataError, match=r"Record 1: .* is text, not the arguments"):
+            store.record_many(["q"])  # type: ignore[list-item]
+
+
+def test_scalars_of_tables_are_recorded(tmp_path: Path) -> None:
+    np = pytest.importorskip("numpy")
+    with FeedbackStore(tmp_path / "f.db", scale=(np.int64(0), np.int64(10))) as store:
+        store.record("q", "a", rating=np.int64(4), thumbs=np.True_, time=np.float64(5))
+        store.record(
+            "q", "b", rating=np.float32(0.5), thumbs=np.int64(-1), scale=(np.float32(0), np.float32(1)), time=6
+        )
+        first, second = store.records()
+    assert (first.rating, first.thumbs, first.time, first.scale) == (4.0, True, 5.0, (0.0, 10.0))
+    assert (second.rating, second.thumbs, second.scale) == (0.5, False, (0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("where", "arguments", "match"),
+    [
+        (3, {}, "where is 3"),
+        ("f.db", {"scale": 5}, "scale is 5"),
+        ("f.db", {"scale": (5, 1)}, "scale is"),
+        ("f.db", {"timeout": "5"}, "timeout is '5'"),
+        ("f.db", {"redact": "pii"}, "redact is 'pii'"),
+    ],
+)
+def test_wrong_arguments_of_a_store_are_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: object, arguments: dict[str, object], match: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OptionsError, match=match):
+        FeedbackStore(where, **arguments)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is a folder") as caught:
+        FeedbackStore(tmp_path)
+    assert str(tmp_path / "feedback.db") in (caught.value.fix or "")
+
+
 def test_what_is_redacted_never_reaches_the_file(tmp_path: Path) -> None:
     with FeedbackStore(tmp_path / "f.db", redact=redact_pii) as store:
         store.record(
@@ -453,3 +516,9 @@ def test_pseudonyms() -> None:
     assert hash_user("ann", secret) == hmac.new(secret, b"ann", hashlib.sha256).hexdigest()[:32]
     with pytest.raises(OptionsError, match="15 bytes"):
         hash_user("ann", secret[:15])
+    assert hash_user(42, secret) == hash_user("42", secret)
+    for user in (None, True, "", 4.2, b"ann"):
+        with pytest.raises(OptionsError, match="it is a name or a number"):
+            hash_user(user, secret)  # type: ignore[arg-type]
+    with pytest.raises(OptionsError, match="text or bytes"):
+        hash_user("ann", None)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from tunekit.data.dataset import Dataset
 from tunekit.data.objects import MemorySource
 from tunekit.data.schemas import conversion
 from tunekit.errors import DataError
+from tunekit.feedback.methods import learners, method_for
 from tunekit.storage import write_text
 
 __all__ = ["Export", "ExportReport"]
@@ -111,11 +112,12 @@ class Export(Sequence[Row]):
         """
         found = conversion(self.schema, tuple(accepts))
         if found is None:
+            there = "".join(f"; {text}" for text in learners({self.schema: self.rows}))
             raise DataError(
                 f"{self.name}: the step takes {' or '.join(accepts)}, not {self.schema} rows.",
                 code="wrong-shape",
                 found=repr(self),
-                fix="pass the store itself, which gives the shape that a step takes",
+                fix=f"pass the store itself, which gives the shape that a step takes{there}",
             )
         if not self.rows:
             raise DataError(
@@ -153,8 +155,6 @@ class Export(Sequence[Row]):
         Raises:
             DataError: if no method learns from such rows.
         """
-        from tunekit.feedback.methods import method_for
-
         return None if stage != "align" else method_for({self.schema: self}, self.name)
 
     def write_jsonl(self, path: str | Path) -> Path:

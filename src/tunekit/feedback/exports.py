@@ -17,7 +17,7 @@ from tunekit.data.text import words
 from tunekit.errors import DataError
 from tunekit.feedback.export import Export, ExportReport
 from tunekit.feedback.pairs import decided, without_circles
-from tunekit.feedback.records import Record, Text, redacted
+from tunekit.feedback.records import Record, Text, checked_scale, redacted
 from tunekit.feedback.said import Answer, Asked, Rules, agreement, at_least, collected, wrong_option
 from tunekit.feedback.splits import components
 
@@ -199,9 +199,7 @@ def rated(
                 fix="say which scale the scores are to have, such as scale=(0, 1)",
             )
         scale = next(iter(scales), (0.0, 1.0))
-    low, high = float(scale[0]), float(scale[1])
-    if not low < high:
-        raise wrong_option("scale", scale, "the lowest and the highest score")
+    low, high = checked_scale(scale)
     made = []
     for asked in gathered:
         for answer in asked.answers.values():

@@ -7,7 +7,22 @@ from typing import Any
 
 from tunekit.errors import DataError
 
-__all__ = ["method_for"]
+__all__ = ["learners", "method_for"]
+
+
+def learners(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """What to write to learn from rows, given shape -> rows, best first; empty where nothing learns from them."""
+    found = []
+    if rows.get("preference"):
+        found.append('align(method="dpo") learns from pairs')
+    labels = {bool(row["label"]) for row in rows.get("feedback", ())}
+    if len(labels) == 2:
+        found.append('align(method="kto") or align(method="bco") from single answers, good and bad ones')
+    elif labels == {True}:
+        found.append("sft() from good answers")
+    if rows.get("rated"):
+        found.append("reward() from ratings")
+    return found
 
 
 def method_for(rows: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> tuple[str, str]:

@@ -163,13 +163,13 @@ class Rules:
     def __post_init__(self) -> None:
         if isinstance(self.min_votes, bool) or not isinstance(self.min_votes, int) or self.min_votes < 1:
             raise wrong_option("min_votes", self.min_votes, "a whole number from 1")
-        if not 0 <= self.min_agreement <= 1:
+        if not _is_share(self.min_agreement):
             raise wrong_option("min_agreement", self.min_agreement, "a share from 0 to 1")
-        if self.rating_split is not None and not 0 <= self.rating_split <= 1:
+        if self.rating_split is not None and not _is_share(self.rating_split):
             raise wrong_option(
                 "rating_split", self.rating_split, "a place on the scale from 0 (worst) to 1 (best), or None"
             )
-        if not 0 < self.min_gap <= 1:
+        if not _is_share(self.min_gap) or self.min_gap == 0:
             raise wrong_option("min_gap", self.min_gap, "a share of the scale above 0, to 1")
 
     def verdict(self, yes: int, no: int) -> tuple[bool | None, str]:
@@ -179,6 +179,10 @@ class Rules:
         if yes == no or not at_least(max(yes, no) / (yes + no), self.min_agreement):
             return None, "conflict"
         return yes > no, ""
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def wrong_option(name: str, value: Any, what: str) -> OptionsError:

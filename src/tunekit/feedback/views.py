@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunekit.data.schemas import MOST_PAIRS, conversion
 from tunekit.errors import DataError
 from tunekit.feedback import exports
-from tunekit.feedback.records import Record, as_micros
+from tunekit.feedback.methods import learners
+from tunekit.feedback.records import MICRO, Record, as_micros
 from tunekit.feedback.splits import SplitReport, split_records
 
 if TYPE_CHECKING:
@@ -51,24 +53,9 @@ class Judgements:
         A view with ``until`` in the past gives the same rows however much is recorded later: what a step that may be
         continued should train on.
         """
-        low, high = as_micros(since), as_micros(until)
-
-        def keeps(record: Record) -> bool:
-            micros = round(record.time * 1_000_000)
-            return (
-                (low is None or micros >= low)
-                and (high is None or micros < high)
-                and all(
-                    wanted is None or wanted == held
-                    for wanted, held in (
-                        (user_hash, record.user_hash),
-                        (model_hash, record.model_hash),
-                        (source, record.source),
-                    )
-                )
-            )
-
-        return FeedbackView(self, keeps)
+        fields = {"user_hash": user_hash, "model_hash": model_hash, "source": source}
+        wanted = {name: value for name, value in fields.items() if value is not None}
+        return FeedbackView(self, _Matching(as_micros(since), as_micros(until), wanted))
 
     def split(
         self, held_out: float = 0.1, *, by: str = "prompt", seed: int = 0
@@ -92,8 +79,8 @@ class Judgements:
         records = list(self.records())
         train, held, report = split_records(records, held_out, by, seed)
         return (
-            FeedbackView(self, lambda record: record.id in train),
-            FeedbackView(self, lambda record: record.id in held),
+            FeedbackView(self, _Among(frozenset(train))),
+            FeedbackView(self, _Among(frozenset(held))),
             report,
         )
 
@@ -243,7 +230,7 @@ class Judgements:
             code="no-such-feedback",
             asked=f"rows of the shape {' or '.join(wanted)}",
             found=_found(made),
-            fix=_FIXES.get(wanted[0], "record judgements that say so"),
+            fix=_fix(made, wanted),
             details={shape: len(export) for shape, export in made.items()},
         )
 
@@ -334,10 +321,42 @@ _FIXES = {
 }
 
 
+def _fix(made: Mapping[str, Export], wanted: Sequence[str]) -> str:
+    """What to write for the rows that there are, or else what to record."""
+    record = _FIXES.get(wanted[0], "record judgements that say so")
+    there = learners({shape: export for shape, export in made.items() if shape not in wanted})
+    return f"{', '.join(there)}; or {record}" if there else record
+
+
 def _found(made: Mapping[str, Export]) -> str:
     parts = [f"{len(export):,} {shape} rows" for shape, export in made.items()]
     records = next(iter(made.values())).report.records
     return f"{records:,} judgements, which give {', '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class _Matching:
+    """Keeps the records of a time, from ``low`` to below ``high`` in microseconds, and with some fields."""
+
+    low: int | None
+    high: int | None
+    fields: Mapping[str, str]
+
+    def __call__(self, record: Record) -> bool:
+        micros = round(record.time * MICRO)
+        return (
+            (self.low is None or micros >= self.low)
+            and (self.high is None or micros < self.high)
+            and all(getattr(record, name) == value for name, value in self.fields.items())
+        )
+
+
+@dataclass(frozen=True)
+class _Among:
+    ids: frozenset[str]
+
+    def __call__(self, record: Record) -> bool:
+        return record.id in self.ids
 
 
 class FeedbackView(Judgements):
@@ -351,6 +370,12 @@ class FeedbackView(Judgements):
     def records(self) -> Iterator[Record]:
         """Those of the store that belong to the view, oldest first."""
         return filter(self._keeps, self._base.records())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.records())
+
+    def __bool__(self) -> bool:
+        return True
 
     def __repr__(self) -> str:
         return f"<part of {self.name}>"
