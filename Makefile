@@ -22,7 +22,8 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.t
 SOURCES := src $(wildcard plugins/*/src)
 PROJECTS := pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS))
 OLDEST_TRL := 1.14.2
-TRL_TESTS := plugins/tunekit-trl/tests/test_trl_dpo.py plugins/tunekit-trl/tests/test_trl_fidelity.py \
+# Of the first two files the tests that train with TRL: what the others show is the same with every version of it.
+TRL_TESTS := $(foreach name,dpo fidelity,plugins/tunekit-trl/tests/test_trl_$(name).py::test_losses_equal_those_of_trl) \
 	$(sort $(wildcard plugins/tunekit-trl/tests/test_trl_*oracle*.py))
 
 .PHONY: demo test lint api oldest setup clean
