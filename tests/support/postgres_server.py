@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -72,7 +73,8 @@ def _served(folder: Path, initdb: str, server: str, as_user: dict[str, str]) -> 
         _wait(url, running)
         yield url
     finally:
-        running.terminate()
+        # A fast shutdown, which does not wait for clients.
+        running.send_signal(signal.SIGINT)
         running.wait(30)
 
 
