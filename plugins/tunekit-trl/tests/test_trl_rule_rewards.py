@@ -13,37 +13,166 @@ import pytest
 from pydantic import ValidationError
 
 from tunekit.errors import StepError
-from tunekit_trl.rewards.numbers import boxed, final_answer, last_number, same_answer
+from tunekit_trl.rewards.answers import boxed, final_answer, last_number, wanted_answer
+from tunekit_trl.rewards.numbers import same_answer
 from tunekit_trl.rewards.options import ExactMatchOptions, FormatOptions, LengthOptions
 from tunekit_trl.rewards.rules import ExactMatch, Format, Length
+
+RIGHT_ANSWERS = [
+    # the completion is the answer
+    ("Paris", "Paris", True),
+    ("Paris.", "paris", True),
+    ('"Paris"', "Paris", True),
+    ("yes", "yes", True),
+    ("Yes, it does.", "yes", True),
+    ("No.", "yes", False),
+    ("No idea", "no", False),
+    (r"\sqrt{2}", r"\sqrt{2}", True),
+    ("(1, 2)", "(1, 2)", True),
+    ("x^2", "x^2", True),
+    ("7:30", "7:30", True),
+    ("2024-05-06", "2024-05-06", True),
+    ("1 200 000", "1 200 000", True),
+    ("1 200 000", "1200000", True),
+    ("It is 1 200 000.", "1200000", True),
+    ("It is 1 200 000.", "0", False),
+    ("(B)", "B", True),
+    ("B) Paris", "B", True),
+    ("A", "B", False),
+    ("", "4", False),
+    ("", "Paris", False),
+    # a number inside something else is no answer
+    (r"\sqrt{2}", "2", False),
+    (r"2\sqrt{2}", "2", False),
+    (r"\frac{1}{2}\pi", "1/2", False),
+    ("x^2", "2", False),
+    ("3x", "3", False),
+    ("3\u03c0", "3", False),
+    ("x^2 + 3", "3", False),
+    ("5 - 3", "-3", False),
+    ("5 - 3", "3", False),
+    ("3-5", "5", False),
+    ("(1, 2)", "2", False),
+    ("f(2)", "2", False),
+    ("The roots are 1 and 2.", "2", False),
+    ("At 7:30", "30", False),
+    ("On 2024-05-06", "6", False),
+    ("es sind 3,5", "5", False),
+    (r"\frac{\sqrt{3}}{2}", "2", False),
+    # the last number
+    ("Two and two: 4", "4", True),
+    ("She has 5 - 3 = 2 apples left.", "2", True),
+    ("So it is **42**!", "42", True),
+    ("In 2024, 5 people came.", "5", True),
+    ("It is $18.", "18", True),
+    ("That makes (in all) 12 km", "12", True),
+    (r"We get $x = \frac{1}{2}$.", "0.5", True),
+    (r"So it takes \(12\) hours.", "12", True),
+    ("Result of it: -7", "-7", True),
+    ("First 3.\n- 4", "4", True),
+    ("Paris has 2 airports", "Paris", False),
+    # tags and thoughts
+    ("<answer>Paris</answer>", "Paris", True),
+    ("<think>Is it 5? No, 4.</think>\n<answer>4</answer>", "4", True),
+    ("<think>4</think><answer>5</answer>", "4", False),
+    ("<think>The answer is 4. Or", "4", False),
+    ("<think>so</think> 4", "4", True),
+    (r"<answer>\boxed{\frac12}</answer>", "0.5", True),
+    ("<answer>The answer is B.</answer>", "B", True),
+    ("<answer>4</answer><answer>5</answer>", "4", False),
+    # boxed and hashes
+    (r"so \boxed{\frac{1}{2}} it is, 3 times", "1/2", True),
+    (r"\boxed{18\text{ dollars}}", "18", True),
+    (r"\boxed{x=5}", "5", True),
+    (r"\boxed{2x}", "2", False),
+    (r"\boxed{\text{(B)}}", "B", True),
+    (r"\boxed{[0, 1)}", r"\left[0,1\right)", True),
+    (r"\boxed{(0, 1)}", "[0, 1)", False),
+    (r"\boxed{\{2, 1\}}", r"\{1,2\}", True),
+    (r"\boxed{(2, 1)}", "(1, 2)", False),
+    (r"\boxed{(0.5, 3)}", r"\left(\frac{1}{2}, 3\right)", True),
+    (r"\boxed{x \in [0,\infty)}", r"[0,\infty)", True),
+    (r"\boxed{\dfrac{\sqrt{3}}{2}}", r"\frac{\sqrt3}{2}", True),
+    (r"\boxed{2\pi}", r"2 \pi", True),
+    (r"\boxed{4}. The answer is 5.", "4", True),
+    ("9 * 2 = 18\n#### 18", "18", True),
+    ("#### 72 clips", "72", True),
+    ("#### 17\n#### 18", "17", False),
+    # said
+    ("The answer is 3 (not 4)", "3", True),
+    ("The answer is 3 (not 4)", "4", False),
+    ("The answer is 3, because 4 is bad", "3", True),
+    ("The answer is 3, because 4 is bad", "4", False),
+    ("The answer is 3 or 4", "3", False),
+    ("The answer is 3 or 4", "4", False),
+    ("The answer is 3, 4", "3", False),
+    ("The answer is not 4.", "Paris", False),
+    ("The answer is 12. I checked it 3 times.", "12", True),
+    ("The final answer is: $1,200.50.", "1200.5", True),
+    ("**Answer:** 42", "42", True),
+    ("The answer to the first question is 42 apples.", "42", True),
+    ("The answer is 9 * 2 = 18 dollars.", "18", True),
+    ("The answer is 9 * 2 = 18 dollars.", "9", False),
+    ("The answer is 3 times 4", "3", False),
+    ("The answer is about 12 apples.", "12", True),
+    ("The answer is 3 x", "3", False),
+    ("The answer is Paris, because it is large.", "Paris", True),
+    ("The answer is St. Louis.", "St. Louis", True),
+    ("The answer is blue.", "red", False),
+    ("The answer is (B), since 3 > 2.", "B", True),
+    ("The correct option is C.", "C", True),
+    ("Answer: B) Paris", "B", True),
+    ("The answer is a car", "A", False),
+    (r"The answer is \(\frac{3}{4}\) of the cake.", "0.75", True),
+    ("The answer is 3 1/2 cups.", "3.5", True),
+    (r"The answer is $3\sqrt{2}$ meters.", r"3\sqrt{2}", True),
+    (r"The answer is $3\sqrt{2}$.", "3", False),
+    ("The answer is:\n\\[\n\\frac{3}{4}\n\\]", "3/4", True),
+    ("The answer is (1, 2) since it must be.", "(1,2)", True),
+    # choices and lines of their own
+    ("I think (B) fits, as 2 > 1.", "B", True),
+    ("Either (A) or (B).", "B", False),
+    ("It is the capital:\nParis", "Paris", True),
+    ("It rains.\nNo, it does not.", "no", True),
+]
+
+
+@pytest.mark.parametrize(("completion", "right", "good"), RIGHT_ANSWERS)
+def test_right_answers(completion: str, right: str, good: bool) -> None:
+    """A number is compared with a number and a text with a text; an expression is not the number inside it."""
+    message = [{"role": "assistant", "content": completion}]
+    assert ExactMatch(ExactMatchOptions())([""] * 2, [completion, message], answer=[right] * 2) == [float(good)] * 2
+
+
+@pytest.mark.parametrize(
+    ("column", "answer"),
+    [
+        ("6 * 7 = 42\n#### 42", "42"),
+        (r"so \boxed{\frac{1}{2}} it is", r"\frac{1}{2}"),
+        ("Six times seven.\nThe answer is: 42", "42"),
+        ("<think>hm</think><answer>Paris</answer>", "Paris"),
+        ("Paris", "Paris"),
+    ],
+)
+def test_worked_solutions_in_the_column(column: str, answer: str) -> None:
+    assert wanted_answer(column) == answer
 
 
 @pytest.mark.parametrize(
     ("text", "extract", "answer"),
     [
-        ("6 * 7 = 42\n#### 42", "auto", "42"),
         ("#### 41\nNo, once more.\n#### 42", "gsm8k", "42"),
         ("It is 42.", "gsm8k", None),
-        (r"so \boxed{\frac{1}{2}} it is", "auto", r"\frac{1}{2}"),
         (r"\boxed{1} then \boxed{2", "boxed", "1"),
         (r"\boxed{\{1,2\}}", "boxed", r"\{1,2\}"),
-        ("Two and two: 4", "auto", "4"),
-        ("The answer is 12. I checked it 3 times.", "auto", "12"),
-        ("The final answer is: $1,200.50.", "auto", "$1,200.50"),
-        ("The answer is blue.", "auto", "blue"),
         ("no numbers here", "last-number", None),
         ("from 3.5 to -2", "last-number", "-2"),
         ("in 2024, v1.2 sold 1,000,000.", "last-number", "1,000,000"),
-        ("  all of it ", "text", "all of it"),
-        (r"The answer is \(\frac{3}{4}\).", "auto", r"\(\frac{3}{4}\)"),
-        (r"The answer is \(\frac{3}{4}\) of the cake.", "auto", r"\frac{3}{4}"),
         (r"so we get \frac{\sqrt{3}}{2}", "last-number", r"\frac{\sqrt{3}}{2}"),
-        ("The answer is 3 1/2 cups.", "auto", "3 1/2"),
-        (r"The answer is $3\sqrt{2}$.", "auto", r"$3\sqrt{2}$"),
-        ("The answer is:\n\\[\n\\frac{3}{4}\n\\]", "auto", r"\[\frac{3}{4}"),
-        ("The answer is (B), since 3 > 2.", "auto", "B"),
-        ("(B)", "auto", "(B)"),
-        ("", "auto", None),
+        (r"so we get \sqrt{2}", "last-number", None),
+        ("on the 2nd day 4, on the 3rd", "last-number", "4"),
+        ("  all of it ", "text", "all of it"),
+        ("", "text", None),
     ],
 )
 def test_final_answers(text: str, extract: str, answer: str | None) -> None:
@@ -97,6 +226,16 @@ def test_final_answers(text: str, extract: str, answer: str | None) -> None:
         ("(B)", "B", True),
         (r"\textbf{(B)}", "b", True),
         ("(AB)", "AB", False),
+        ("1 200 000", "1200000", True),
+        ("1, 234", "1,234", False),
+        (r"3\text{ cm}^2", "3", True),
+        (r"x \leq 3", r"x\le3", True),
+        ("\u221a2", r"\sqrt{2}", True),
+        ("x\u00b2", "x^{2}", True),
+        ("1 and 2", "1, 2", True),
+        ("1/2, 3", "0.5, 3", True),
+        ("(1,2)+(3,4)", "(1,2)+(3,4)", True),
+        ("1, 2, 3", "1, 2", False),
         ("", "", False),
     ],
 )

@@ -237,7 +237,7 @@ def _number(value: Any, where: str, completion: Any, details: dict[str, Any]) ->
     try:
         number = float(value)
     except OverflowError:  # a whole number or fraction beyond what a float can hold
-        number = math.inf if value > 0 else -math.inf
+        number = math.inf
     if not math.isfinite(number):
         raise StepError(
             f"{where} gave a score that is not finite.",

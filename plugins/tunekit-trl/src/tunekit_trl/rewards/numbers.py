@@ -1,8 +1,7 @@
-"""Final answers of worked solutions, and whether two of them are the same.
+"""Whether two answers are the same: numbers by value, lists by their parts, anything else by its text.
 
-GSM8K's answers stand behind ``####`` (Cobbe et al. 2021, arXiv:2110.14168); those of MATH in the last ``\\boxed{}``
-(Hendrycks et al. 2021, arXiv:2103.03874). The normalisation of LaTeX follows the list of Lewkowycz et al. 2022
-(arXiv:2206.14858, appendix D.1) as far as it is needed for numbers and short expressions.
+The normalisation of LaTeX follows the list of Lewkowycz et al. 2022 (arXiv:2206.14858, appendix D.1) as far as it is
+needed for numbers and short expressions.
 """
 
 from __future__ import annotations
@@ -11,121 +10,115 @@ import re
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
-__all__ = ["boxed", "final_answer", "last_number", "number", "same_answer"]
+__all__ = ["NUMBER", "TEXT", "normalized", "number", "plain_formula", "same_answer"]
 
 _PART = r"\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}|\d)"
-_NUMBER = re.compile(
-    rf"(?<![\w.])[-+\u2212]?\s?\$?\s?(?:(?:\d+\s*)?\\[dt]?frac{_PART}{_PART}|\d+\s+\d+\s?/\s?\d+|"
+NUMBER = re.compile(
+    rf"(?<![\w.])[-+\u2212]?\s?\$?\s?(?:(?:\d+\s*)?\\[dt]?frac{_PART}{_PART}|\d+[^\S\n]+\d+\s?/\s?\d+|"
+    r"\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3})+(?![,:/]?\d)(?:\.\d+)?%?|"
     r"(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s?/\s?\d+)?(?:[eE][-+]?\d+)?%?)"
 )
+"""A number in a text, with its sign; it may match no digit, and part of an expression."""
 _MIXED = re.compile(r"(-?)(\d+) (\d+)/(\d+)")
 _GROUPED = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|\$")
 _CHOICE = re.compile(r"[\s*]*\(([a-zA-Z])\)")
-_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
-_PHRASE = re.compile(
-    r"(?:final\s+answer|answer|result)\s*(?:is|are|:|=)+\s*:?\s*(.+?)(?:(?<!\d)\.(?=\s|$)|\.$|\.\s|\n|$)", re.IGNORECASE
-)
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
+_INSIDE = r"\{((?:[^{}]|\{[^{}]*\})*)\}"
+_FRACTION = re.compile(rf"\\[dt]?frac\s*(?:{_INSIDE}|(\d))\s*(?:{_INSIDE}|(\d))")
 _ROOT = re.compile(r"\\sqrt\s*(\d)")
-_TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf|boldsymbol|operatorname)\s*\{([^{}]*)\}")
-_DROPPED = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\!|(?<=\d)\\,(?=\d{3}(?!\d))")
+TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf|boldsymbol|operatorname)\s*\{([^{}]*)\}")
+"""LaTeX around words; group 1: the words."""
+_UNIT_TEXT = re.compile(
+    r"(?<=[\d}$%])\s*(?:\\[,;: ]\s*)?\\(?:text|mathrm|mbox|textrm)\s*\{[^{}\d]*\}(?:\^\{?\d\}?)?[.$\s]*$"
+)
+_DROPPED = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle)(?![a-zA-Z])|\\!|(?<=\d)\\,(?=\d{3}(?!\d))")
 _SPACE = re.compile(r"\\(?:quad|qquad)(?![a-zA-Z])|\\[,;: ]|~")
 _UNITS = re.compile(
     r"(?:degrees?|dollars?|cents?|percent|meters?|metres?|cm|km|miles?|feet|inches|hours?|minutes?|seconds?|days?|"
     r"years?|units?|apples?|points?)$",
     re.IGNORECASE,
 )
+_SPACED = re.compile(r"-?\d{1,3}(?: \d{3})+(?:\.\d+)?")
+_MEMBER = re.compile(r"[a-zA-Z]\\in(?=[^a-z])")
+_SPELLINGS = (
+    (re.compile(r"\\(le|ge|ne)q(?![a-zA-Z])"), r"\\\1"),
+    (re.compile(r"\u221a\s*(\d+)|(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)|\u221a\s*\(([^()]*)\)"), r"\\sqrt{\1\2\3}"),
+    (re.compile(r"\u03c0"), r"\\pi "),
+    (re.compile(r"\u221e"), r"\\infty "),
+    (re.compile(r"\u00b2"), "^2"),
+    (re.compile(r"\u00b3"), "^3"),
+    (re.compile(r"\^\s*\{\s*(\w)\s*\}"), r"^\1"),
+    (re.compile(r"(?<=\d)\s+and\s+(?=-?\d)"), ", "),
+)
+_AROUND = "* \n\"'`\u2018\u2019\u201c\u201d"
 _MOST_DIGITS = 400
 """Longer numbers are compared as texts: arithmetic on them may take for ever."""
-
-
-def boxed(text: str) -> str | None:
-    r"""What the last complete ``\boxed{}`` (or ``\fbox{}``) holds; braces may be nested. None: there is none."""
-    best, found = -1, None
-    open_braces: list[int] = []
-    for match in _BRACES.finditer(text):
-        sign = match.group()
-        if sign == "}":
-            begin = open_braces.pop() if open_braces else -1
-            if begin > best:
-                best, found = begin, text[begin : match.start()].strip()
-        elif sign.endswith("{") and not sign.startswith("\\{"):
-            open_braces.append(match.end() if len(sign) > 1 else -1)
-    return found
-
-
-def last_number(text: str) -> str | None:
-    """The last number as it is written; None: there is none."""
-    found = [match.group() for match in _NUMBER.finditer(text) if any(sign.isdigit() for sign in match.group())]
-    return found[-1].strip() if found else None
-
-
-def final_answer(text: str, extract: str = "auto") -> str | None:
-    """The answer that a solution comes to; None: it gives none.
-
-    Args:
-        text: the solution.
-        extract: ``gsm8k``: what stands behind the last ``####``; ``boxed``: in the last ``\\boxed{}``; ``last-number``;
-            ``text``: all of it; ``auto``: the first of ``boxed``, ``gsm8k``, what follows "answer is", ``last-number``
-            that is there.
-    """
-    if extract == "text":
-        return text.strip() or None
-    if extract in ("auto", "boxed"):
-        inside = boxed(text)
-        if inside is not None or extract == "boxed":
-            return inside
-    if extract in ("auto", "gsm8k"):
-        _, mark, behind = text.rpartition("####")
-        lines = behind.strip().splitlines()
-        if mark and lines:
-            return lines[0].strip()
-        if extract == "gsm8k":
-            return None
-    if extract == "auto":
-        # Displayed formulas begin on a line of their own.
-        lines_joined = text.replace("\\[\n", "\\[").replace("$$\n", "$$")
-        phrases = _PHRASE.findall(lines_joined)
-        if phrases:
-            return _said(str(phrases[-1]).strip())
-        if re.fullmatch(r"\W{0,9}[a-zA-Z]\W{0,9}", text):
-            return text.strip()
-    return last_number(text)
-
-
-def _said(phrase: str) -> str:
-    """What stands behind "answer is": all of it where it is a number or a formula, its last number in prose."""
-    choice = _CHOICE.match(phrase)
-    if choice:
-        return choice.group(1)
-    if number(phrase) is not None or not _WORD.search(_TEXT.sub("", phrase)):
-        return phrase
-    return last_number(phrase) or phrase
 
 
 def same_answer(given: str, right: str, tolerance: float = 0.0) -> bool:
     """Whether two answers are the same number, or the same expression after normalisation.
 
-    Numbers are compared exactly, as fractions, whatever form they have (``1,200``, ``0.5``, ``1/2``, ``\\frac12``,
-    ``3 1/2``, ``$3``, ``50%`` against ``50``). Several numbers, such as a tuple, are compared as text. ``tolerance`` is
-    the largest difference as a share of the right number.
+    Numbers are compared exactly, as fractions, whatever form they have (``1,200``, ``1 200``, ``0.5``, ``1/2``,
+    ``\\frac12``, ``3 1/2``, ``$3``, ``50%`` against ``50``); a number is never the same as anything else. Lists, tuples
+    and intervals are compared part by part, sets (``\\{1, 2\\}``) in any order. ``tolerance`` is the largest difference
+    as a share of the right number.
     """
     left, wanted = number(given), number(right)
     if left is not None and wanted is not None:
         return left == wanted or abs(left - wanted) <= Fraction(tolerance) * abs(wanted)
-    return normalized(given) == normalized(right) != ""
+    if left is not None or wanted is not None:
+        return False
+    ours, theirs = normalized(given), normalized(right)
+    return ours != "" and (ours == theirs or _same_parts(ours, theirs, tolerance))
+
+
+def _same_parts(ours: str, theirs: str, tolerance: float) -> bool:
+    left, right = _parts(ours), _parts(theirs)
+    if left is None or right is None or left[::2] != right[::2] or len(left[1]) != len(right[1]):
+        return False
+    rest = list(right[1])
+    for part in left[1]:
+        places = range(len(rest)) if left[0] == "\\{" else range(1)
+        found = next((place for place in places if same_answer(part, rest[place], tolerance)), None)
+        if found is None:
+            return False
+        del rest[found]
+    return True
+
+
+def _parts(text: str) -> tuple[str, list[str], str] | None:
+    """Opening bracket, what stands between commas, closing bracket; None: it is no list of two parts and more."""
+    if len(text) > _MOST_DIGITS:
+        return None
+    opened = re.match(r"\\\{|[(\[]|", text)
+    closed = re.search(r"(?:\\\}|[)\]]|)\Z", text)
+    assert opened is not None and closed is not None
+    if bool(opened.group()) != bool(closed.group()):
+        return None
+    parts, depth = [""], 0
+    for sign in text[opened.end() : closed.start()]:
+        depth += (sign in "([{") - (sign in ")]}")
+        if depth < 0:
+            return None
+        if sign == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return (opened.group(), parts, closed.group()) if len(parts) > 1 and all(parts) else None
 
 
 def number(text: str) -> Fraction | None:
     """The number that a text is; None: it is none, or one with hundreds of digits."""
-    plain = normalized(text).removesuffix("%")
-    if not plain or len(plain) > _MOST_DIGITS or re.search(r"\d,\s+\d", text):
+    if re.search(r"\d,\s+\d", text):
+        return None
+    plain = normalized(_UNIT_TEXT.sub("", text)).removesuffix("%")
+    if not plain or len(plain) > _MOST_DIGITS:
         return None
     inside = re.fullmatch(r"\(([^(),]+)\)", plain)
     if inside:
         plain = inside.group(1)
+    if _SPACED.fullmatch(plain):
+        plain = plain.replace(" ", "")
     mixed = _MIXED.fullmatch(plain)
     if mixed:
         whole, top, bottom = (int(mixed.group(part)) for part in (2, 3, 4))
@@ -146,19 +139,28 @@ def _decimal(text: str) -> Decimal | None:
     return made if made.is_finite() and abs(made.adjusted()) <= _MOST_DIGITS else None
 
 
+def plain_formula(text: str) -> str:
+    """A text without what only marks, shapes or spaces formulas: the numbers in it stand as they are read."""
+    return TEXT.sub(r" \1 ", _SPACE.sub(" ", _undelimited(text)))
+
+
+def _undelimited(text: str) -> str:
+    made = text.replace("\u2212", "-").replace("\\$", " ").replace("\\%", "%").replace("{,}", ",")
+    return _DROPPED.sub("", _DELIMITERS.sub(" ", made))
+
+
 def normalized(text: str) -> str:
     """An answer without what does not change it: spaces, units, dollar signs, LaTeX that only shapes it."""
-    made = text.replace("\u2212", "-").replace("\\$", " ").replace("\\%", "%").replace("{,}", ",")
-    made = _DELIMITERS.sub(" ", made)
-    made = _TEXT.sub(r"\1", made)
-    made = _SPACE.sub(" ", _DROPPED.sub("", made))
+    made = _SPACE.sub(" ", TEXT.sub(r"\1", _undelimited(text)))
     made = _bare(made)
+    for spelling, usual in _SPELLINGS:
+        made = spelling.sub(usual, made)
     made = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree|\u00b0", "", made)
+    made = _ROOT.sub(r"\\sqrt{\1}", made)
     before = None
     while before != made:  # fractions within fractions
         before = made
         made = _FRACTION.sub(lambda m: f" {_group(m.group(1) or m.group(2))}/{_group(m.group(3) or m.group(4))} ", made)
-    made = _ROOT.sub(r"\\sqrt{\1}", made)
     if "=" in made and re.fullmatch(r"\s*\\?[a-zA-Z]\w*\s*=.*", made, re.DOTALL):
         made = made.partition("=")[2]  # x = 5
     made = _bare(made)
@@ -167,6 +169,7 @@ def normalized(text: str) -> str:
     # Two numbers side by side stay two numbers.
     made = re.sub(r"(?<=\d) (?=\d)", "\0", re.sub(r"\s+", " ", made))
     made = made.replace(" ", "").replace("\0", " ").lower()
+    made = _MEMBER.sub("", made) if _MEMBER.match(made) else made
     if made.startswith("+"):
         made = made[1:]
     choice = _CHOICE.fullmatch(made)
@@ -174,10 +177,11 @@ def normalized(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """Without bold print and full stop around it."""
-    return text.strip().rstrip(".").strip("* \n").rstrip(".").rstrip()
+    """Without bold print, quotation marks and full stop around it."""
+    made = text.strip().rstrip(".").strip(_AROUND).rstrip(".").rstrip()
+    return re.sub(r"(?<=[a-z]{2})!+$", "", made)
 
 
 def _group(text: str | None) -> str:
     inside = (text or "").strip()
-    return inside if re.fullmatch(r"-?[\w.\\]+", inside) else f"({inside})"
+    return inside if re.fullmatch(r"-?(?:[\w.\\]+|\\sqrt\{\w+\})", inside) else f"({inside})"

@@ -15,7 +15,9 @@ __all__ = ["ExactMatchOptions", "FormatOptions", "LengthOptions"]
 class ExactMatchOptions(Options):
     """1 for a completion that comes to the right answer, 0 otherwise.
 
-    Answers that are numbers are compared as numbers, whatever their form; others as texts without spaces and case.
+    A right answer that is a number is compared as a number, whatever its form; tuples, intervals and sets part by part;
+    anything else as a text without spaces and case. A number inside an expression, such as the 2 of ``x^2``, is no
+    answer.
     """
 
     answer: str = "answer"
@@ -23,8 +25,9 @@ class ExactMatchOptions(Options):
     without one (None) is not scored."""
     extract: Literal["auto", "gsm8k", "boxed", "last-number", "text"] = "auto"
     """Where the answer of a completion stands: ``boxed``: the last ``\\boxed{}``; ``gsm8k``: behind the last ``####``;
-    ``last-number``; ``text``: all of it; ``auto``: the first of these that is there, but ``text``, and what follows
-    "answer is"."""
+    ``last-number``; ``text``: all of it. ``auto``: all of it; else, behind ``</think>``, the first that is there of the
+    last ``<answer>...</answer>``, ``boxed``, ``gsm8k``, what follows "answer is", the last line; where nothing marks
+    it, also the last number, choice ("(B)") or yes and no if the right answer is one of these."""
     tolerance: float = Field(default=0.0, ge=0, lt=1)
     """Largest difference of numbers, as a share of the right one."""
     right: float = 1.0

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunekit.errors import StepError
 from tunekit.plugins import StepContext
-from tunekit_trl.rewards.numbers import final_answer, same_answer
+from tunekit_trl.rewards.answers import right_answer, wanted_answer
 from tunekit_trl.rewards.options import ExactMatchOptions, FormatOptions, LengthOptions
 from tunekit_trl.rewards.texts import column_values, completion_text
 
@@ -37,22 +37,12 @@ class ExactMatch:
         wanted = [self._wanted(one) for one in rights if one is not None]
         if not wanted:
             return None
-        given = final_answer(completion, self.options.extract)
-        good = given is not None and any(same_answer(given, one, self.options.tolerance) for one in wanted)
-        return self.options.right if good else self.options.wrong
+        options = self.options
+        good = any(right_answer(completion, one, options.extract, options.tolerance) for one in wanted)
+        return options.right if good else options.wrong
 
     def _wanted(self, right: Any) -> str:
-        """The answer of a column, of which worked solutions give only the last part."""
-        if not isinstance(right, str):
-            return str(right)
-        extract = self.options.extract
-        if "####" in right:
-            return final_answer(right, "gsm8k") or right
-        if "\\boxed" in right or "\\fbox" in right:
-            return final_answer(right, "boxed") or right
-        if extract == "last-number":
-            return final_answer(right, extract) or right
-        return right
+        return wanted_answer(right, self.options.extract) if isinstance(right, str) else str(right)
 
 
 class Format:
