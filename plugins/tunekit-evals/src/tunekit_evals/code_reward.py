@@ -9,15 +9,12 @@ from typing import Any
 from tunekit.errors import StepError, nearest
 from tunekit.plugins import StepContext
 from tunekit_evals.code_reward_options import CodeTestsOptions
+from tunekit_evals.code_tests import tested, with_imports
 from tunekit_evals.humaneval import extract, isolation_notice
 from tunekit_evals.sandbox import Limits, Sandbox
 
 __all__ = ["CodeTests"]
 
-_CALLED = re.compile(r"\bassert\s+(?:not\s+)?(?:\w+\s*\(\s*)?([A-Za-z_]\w*)\s*\(")
-_WRAPPERS = frozenset(
-    ("abs", "all", "any", "len", "list", "math", "max", "min", "round", "set", "sorted", "sum", "tuple")
-)
 _STEP_COLUMNS = ("completion_ids", "finished")
 
 
@@ -84,28 +81,20 @@ class CodeTests:
         return scores
 
     def _job(self, prompt: Any, completion: Any, row: Mapping[str, Any]) -> dict[str, str]:
-        given = row[self.options.tests]
-        tests = given if isinstance(given, str) else "\n".join(map(str, given))
-        entry = row.get(self.options.entry_point) or _tested(tests)
-        if not entry:
-            raise StepError(
-                "The reward code-tests cannot see which function is tested.",
-                code="reward-column",
-                asked=f"a column {self.options.entry_point!r}, or tests of the form: assert function(...) == ...",
-                found=tests[:200],
-                fix="add a column with the function's name; option entry_point says how it is called",
-                details={"reward": "code-tests"},
-            )
-        if re.search(r"^def check\(", tests, re.MULTILINE):
-            tests += f"\ncheck({entry})\n"
+        tests = self.options.written_tests(row)
+        names, modules, has_check = self.options.tested_names(row)
         head = row.get(self.options.problem) if self.options.problem else None
         head = head if isinstance(head, str) else prompt if isinstance(prompt, str) and _is_head(prompt) else ""
         text = completion if isinstance(completion, str) else "\n".join(str(m.get("content") or "") for m in completion)
+        entry = row.get(self.options.entry_point) or tested(names, text, head)
+        tests = with_imports(tests, names, modules, entry)
+        if has_check:
+            tests += f"\ncheck({entry or '_'})\n"
         continues = isinstance(prompt, str) and head == prompt and f"def {entry}" not in text and "```" not in text
         return {
-            "solution": head + text if continues else extract(text, head, entry),
+            "solution": head + text if continues else extract(text, head, entry or "_"),
             "tests": tests,
-            "entry_point": entry,
+            "entry_point": entry or "_",
             "preamble": head + "    pass\n" if head else "",
         }
 
@@ -117,13 +106,3 @@ def _is_head(prompt: str) -> bool:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return re.search(r"^def ", prompt, re.MULTILINE) is not None
-
-
-def _tested(tests: str) -> str:
-    """The function that assertions call."""
-    for match in _CALLED.finditer(tests):
-        line = tests[match.start() :].partition("\n")[0]
-        for name in re.findall(r"([A-Za-z_]\w*)\s*\(", line):
-            if name not in _WRAPPERS:
-                return str(name)
-    return ""
