@@ -1,4 +1,4 @@
-"""Rules of ``check`` about rewards."""
+"""Rules of ``check`` about rewards, and about the rows that they and a step's options are given."""
 
 from __future__ import annotations
 
@@ -10,16 +10,44 @@ from tunekit._registry import Entry
 from tunekit._reward_callables import opaque_parts
 from tunekit._rewards import STEP, missing_columns, needed_columns
 from tunekit.errors import TunekitError, nearest
-from tunekit.plan import ResolvedReward
-from tunekit.plugins.specs import RewardSpec
+from tunekit.plan import ResolvedReward, thaw
+from tunekit.plugins.specs import RewardSpec, TrainerSpec
 
 if TYPE_CHECKING:
     from tunekit.data import Dataset
 
-__all__ = ["reward_columns", "rewards"]
+__all__ = ["rewards", "rows_fit"]
 
 
-def reward_columns(analysis: Analysis, step: StepAnalysis, dataset: Dataset, rows: list[dict[str, Any]]) -> None:
+def rows_fit(analysis: Analysis, step: StepAnalysis, dataset: Dataset, rows: list[dict[str, Any]], peek: int) -> None:
+    """Whether the rows have what the rewards of the step and its options need.
+
+    Args:
+        analysis: takes the findings.
+        step: the step.
+        dataset: its data.
+        rows: the first of it, one more than ``peek`` if there are so many.
+        peek: rows that are looked at.
+    """
+    _reward_columns(analysis, step, dataset, rows)
+    whole = len(rows) <= peek
+    asked = [] if step.options is None else [(step.options, "")]
+    if dataset.schema == "prompt":
+        for reward, entry in _reward_pairs(step):
+            asked.append((analysis.session.parse_options(entry.component, thaw(reward.options)), reward.name))
+    for options, reward_name in asked:
+        check = getattr(options, "check_rows", None)
+        if not rows or not callable(check):
+            continue
+        try:
+            check(dataset.schema, rows, whole)
+        except TunekitError as error:
+            if reward_name:
+                error.details.setdefault("reward", reward_name)
+            analysis.add_error(step.name, error)
+
+
+def _reward_columns(analysis: Analysis, step: StepAnalysis, dataset: Dataset, rows: list[dict[str, Any]]) -> None:
     """Whether the rows have the columns that the rewards of the step look at."""
     for reward in step.rewards:
         needed = needed_columns(reward, analysis.session, analysis.objects)
@@ -44,6 +72,7 @@ def reward_columns(analysis: Analysis, step: StepAnalysis, dataset: Dataset, row
 def rewards(analysis: Analysis) -> None:
     """What should be known of rewards: code that runs, models that are not there, reward steps nobody scores with."""
     for step in analysis.steps:
+        _weights(analysis, step)
         for reward, entry in _reward_pairs(step):
             if isinstance(entry.spec, RewardSpec) and entry.spec.runs_code:
                 analysis.add(
@@ -87,6 +116,22 @@ def rewards(analysis: Analysis) -> None:
                 f"leave {step.name} out, or use a method that scores what the model writes, such as "
                 f'{later[0].kind}(method="ppo")',
             )
+
+
+def _weights(analysis: Analysis, step: StepAnalysis) -> None:
+    spec = step.entry.spec if step.entry else None
+    if not isinstance(spec, TrainerSpec) or spec.rewards != "required" or not step.rewards:
+        return
+    if all(reward.weight == 0 for reward in step.rewards):
+        names = ", ".join(reward.name for reward in step.rewards)
+        analysis.add(
+            "error",
+            step.name,
+            "reward-weights",
+            f"Step {step.name} would learn nothing: the weight of each of its rewards ({names}) is 0.",
+            'give one of them a weight, such as reward={"exact-match": 1.0}; weight 0 beside others only logs a reward',
+            option="reward",
+        )
 
 
 def _reward_pairs(step: StepAnalysis) -> Iterator[tuple[ResolvedReward, Entry]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunekit._analysis import Analysis, StepAnalysis
 from tunekit._registry import Entry
-from tunekit._reward_rules import reward_columns, rewards
+from tunekit._reward_rules import rewards, rows_fit
 from tunekit._step_data import (
     benchmark_place,
     entry_for,
@@ -252,7 +252,7 @@ def _data(analysis: Analysis) -> None:
                 continue
             brought = analysis.session.registry.get("format", dataset.format) if "/" in dataset.format else None
             if brought is None or _has_packages(analysis, step.name, brought):
-                reward_columns(analysis, step, dataset, dataset.peek(PEEK + 1))
+                rows_fit(analysis, step, dataset, dataset.peek(PEEK + 1), PEEK)
                 _enough_rows(valid, dataset)
         except TunekitError as error:
             if valid is None and (error.details.get("row") or error.details.get("field")):

@@ -107,3 +107,16 @@ def test_mbpps_columns_set_the_tests_up() -> None:
 def test_what_is_missing_is_said(columns: dict[str, Any], says: str) -> None:
     with pytest.raises(StepError, match=says):
         CodeTests(CodeTestsOptions())(["p"], ["c"], **columns)
+
+
+@pytest.mark.parametrize(
+    ("tests", "code"), [("x = 1", "reward-column"), ("assert f(1", "reward-tests"), ("assert f(1) == 2", None)]
+)
+def test_rows_are_looked_at_before_anything_is_generated(tests: str, code: str | None) -> None:
+    rows = [{"prompt": "p", "columns": {"test": "assert f(1)"}}, {"prompt": "q", "columns": {"test": tests}}]
+    if code is None:
+        CodeTestsOptions().check_rows("prompt", rows, True)
+        return
+    with pytest.raises(StepError) as caught:
+        CodeTestsOptions().check_rows("prompt", rows, True)
+    assert caught.value.code == code

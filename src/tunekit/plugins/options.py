@@ -5,7 +5,7 @@ Unknown options are errors, and so are values that only look right: ``"8"`` is n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -58,6 +58,18 @@ class Options(BaseModel):
         ``ctx.further_data``.
         """
         return {}
+
+    def check_rows(self, schema: str, rows: Sequence[Mapping[str, Any]], whole: bool) -> None:
+        """Say what keeps the options from working with the data, before anything runs. Called by ``check``.
+
+        Args:
+            schema: row shape of the step's data.
+            rows: the first rows of it, read; those of the options of a reward are rows of the shape ``prompt``.
+            whole: whether these are all rows.
+
+        Raises:
+            TunekitError: if they do not; it becomes a finding of ``check``.
+        """
 
 
 class DataOptions(Options):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -50,6 +50,15 @@ class CodeTestsOptions(Options):
         if self.passed <= self.failed:
             raise ValueError(f"passed={self.passed:g} must be above failed={self.failed:g}")
         return self
+
+    def check_rows(self, schema: str, rows: Sequence[Mapping[str, Any]], whole: bool) -> None:
+        """Raises:
+        StepError: if the tests of a row are not Python, or do not say which function they are about.
+        """
+        for row in rows:
+            columns = row.get("columns") or {}
+            if columns.get(self.tests) is not None:
+                self.tested_names(columns)
 
     def written_tests(self, row: Mapping[str, Any]) -> str:
         """The tests of a row, behind what sets them up."""

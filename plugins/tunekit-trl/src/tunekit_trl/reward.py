@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunekit.data import Dataset as Data
-from tunekit.errors import DataError, OptionsError
+from tunekit.errors import DataError
 from tunekit.plugins import Artifact, StepContext, hf
 from tunekit_trl.borrowed import borrowed, dropout_off
 from tunekit_trl.measures import course
 from tunekit_trl.reward_head import give_padding, with_reward_head
 from tunekit_trl.reward_losses import RewardObjective
-from tunekit_trl.reward_options import COMPARING, OBJECTIVES, objective_for
+from tunekit_trl.reward_options import COMPARING
 from tunekit_trl.reward_quality import compared_quality, rated_quality, spread
 from tunekit_trl.reward_rows import RewardFacts, RewardRow, RewardRows, Scale, reward_rows
 from tunekit_trl.rows import encoder_for
@@ -43,7 +43,7 @@ class RewardTrainer:
         """
         if ctx.data is None:
             raise DataError(f"The step {ctx.step.name!r} has no data.", code="no-data", fix="pass data=...")
-        _check_objective(ctx, ctx.data.schema, binary=None)
+        ctx.options.objective_on(ctx.data.schema, None)
         loaded = ctx.model()
         # The input model's own is used by the steps that go on from it.
         tokenizer = copy.deepcopy(loaded.tokenizer)
@@ -52,7 +52,7 @@ class RewardTrainer:
             rows, facts = _rows(ctx, encoder, ctx.data)
             held = _rows(ctx, encoder, ctx.validation)[0] if ctx.validation is not None else []
         binary = all(row.score in (0.0, 1.0) for row in (*rows, *held))
-        objective = _check_objective(ctx, ctx.data.schema, binary=binary)
+        objective = ctx.options.objective_on(ctx.data.schema, binary)
         _tell(ctx, facts, objective)
         scale = _scale(ctx, objective, rows)
         model, new = with_reward_head(loaded.model, ctx.seed)
@@ -97,34 +97,6 @@ class RewardTrainer:
             },
             metrics=measured | {f"eval_{name}": value for name, value in quality.items() if isinstance(value, float)},
         )
-
-
-def _check_objective(ctx: StepContext, schema: str, binary: bool | None) -> str:
-    """The objective for the data. ``binary`` None: the scores are not known yet."""
-    asked = ctx.options.objective
-    try:
-        objective = objective_for(schema, asked, bool(binary))
-    except ValueError as error:
-        raise OptionsError(
-            f"{error}.",
-            code="reward-objective",
-            asked=f"objective={asked!r}",
-            found=f"data of the shape {schema}",
-            suggestions=OBJECTIVES[schema],
-            fix="leave objective out",
-        ) from error
-    problem = ctx.options.without_effect(objective)
-    if problem:
-        raise OptionsError(f"{problem}.", code="option-without-effect", found=f"data of the shape {schema}")
-    if objective == "logistic" and binary is False:
-        raise OptionsError(
-            "objective='logistic' learns whether an answer is good, from scores of 0 and 1.",
-            code="reward-objective",
-            asked="objective='logistic'",
-            found="other scores",
-            fix="objective='regression'",
-        )
-    return objective
 
 
 def _rows(ctx: StepContext, encoder: Any, data: Data) -> tuple[list[RewardRow], RewardFacts]:

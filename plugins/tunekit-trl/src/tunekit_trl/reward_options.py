@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from tunekit.errors import OptionsError
 from tunekit.plugins import Options, ValidatedOptions
 from tunekit_trl.options import with_rate
 
@@ -71,6 +73,45 @@ class RewardOptions(ValidatedOptions):
         if self.margin_weight != 1.0 and objective != "bradley-terry":
             return f"margin_weight has no effect with objective={objective!r}; it belongs to 'bradley-terry'"
         return ""
+
+    def objective_on(self, schema: str, binary: bool | None) -> str:
+        """The objective for the data. ``binary``: whether all scores are 0 or 1; None: they are not known yet.
+
+        Raises:
+            OptionsError: if the options do not fit the data.
+        """
+        asked = self.objective
+        try:
+            objective = objective_for(schema, asked, bool(binary))
+        except ValueError as error:
+            raise OptionsError(
+                f"{error}.",
+                code="reward-objective",
+                asked=f"objective={asked!r}",
+                found=f"data of the shape {schema}",
+                suggestions=OBJECTIVES[schema],
+                fix="leave objective out",
+            ) from error
+        problem = self.without_effect(objective)
+        if problem:
+            raise OptionsError(f"{problem}.", code="option-without-effect", found=f"data of the shape {schema}")
+        if objective == "logistic" and binary is False:
+            raise OptionsError(
+                "objective='logistic' learns whether an answer is good, from scores of 0 and 1.",
+                code="reward-objective",
+                asked="objective='logistic'",
+                found="other scores",
+                fix="objective='regression'",
+            )
+        return objective
+
+    def check_rows(self, schema: str, rows: Sequence[Mapping[str, Any]], whole: bool) -> None:
+        """Raises:
+        OptionsError: if the objective cannot learn from such rows.
+        """
+        if schema in OBJECTIVES:
+            known = all(row.get("score", 0) in (0, 1) for row in rows)
+            self.objective_on(schema, None if known and not whole else known)
 
     def resolve(self, *, adapter: str | None) -> Self:
         """Fill in the learning rate."""

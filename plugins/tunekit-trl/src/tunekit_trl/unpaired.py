@@ -6,7 +6,6 @@ from abc import abstractmethod
 from typing import Any
 
 from tunekit.data import Dataset
-from tunekit.errors import DataError
 from tunekit.plugins import StepContext, hf
 from tunekit_trl.alignment import CompletionAlignment
 from tunekit_trl.completion_rows import CompletionRows
@@ -23,6 +22,7 @@ from tunekit_trl.unpaired_losses import (
     UnpairedObjective,
     pairwise_accuracy,
 )
+from tunekit_trl.unpaired_options import one_prompt
 from tunekit_trl.unpaired_rows import balance, judged_rows, refuse_one_sided, tell_balance, tell_conflicts
 
 __all__ = ["BcoTrainer", "KtoTrainer", "UnpairedTrainer"]
@@ -109,12 +109,7 @@ class KtoTrainer(UnpairedTrainer):
         objective.sets = {False: rows, True: [] if held_out is None else held_out}
         first = rows[0]["prompt_ids"]
         if all(row["prompt_ids"] == first for row in rows):
-            raise DataError(
-                "All rows have the same prompt; kto compares with answers to other prompts.",
-                code="one-prompt",
-                found=f"{len(rows):,} answers to one prompt",
-                fix='align(method="bco"), or loss_type="apo_zero_unpaired"',
-            )
+            raise one_prompt(len(rows))
         steps = [objective.pairs([rows[number] for number in numbers]) for numbers in trainer.planned_steps()]
         if held_out is not None:
             args = trainer.args

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from tunekit.errors import DataError
 from tunekit_trl.options import AlignOptions, with_rate
 
-__all__ = ["BcoOptions", "KtoOptions", "UnpairedOptions"]
+__all__ = ["BcoOptions", "KtoOptions", "UnpairedOptions", "one_prompt", "one_sided"]
 
 LEARNING_RATE = {"full": 1e-6, "adapter": 5e-6}
+
+
+def one_sided(good: int, bad: int) -> DataError:
+    """What is said where all answers are good, or all are bad."""
+    kind = "good" if good else "bad"
+    return DataError(
+        f"All {good + bad:,} answers are judged {kind}; nothing can be learned from a difference between good and bad "
+        "ones.",
+        code="one-sided-feedback",
+        found=f"labels that are all {str(kind == 'good').lower()}",
+        fix="sft(data=...) learns from good answers alone" if kind == "good" else "add answers that are judged good",
+        details={"good": good, "bad": bad},
+    )
+
+
+def one_prompt(rows: int) -> DataError:
+    """What is said where kto has no answers to other prompts."""
+    return DataError(
+        "All rows have the same prompt; kto compares with answers to other prompts.",
+        code="one-prompt",
+        found=f"{rows:,} answers to one prompt",
+        fix='align(method="bco"), or loss_type="apo_zero_unpaired"',
+    )
 
 
 class UnpairedOptions(AlignOptions):
@@ -22,6 +47,14 @@ class UnpairedOptions(AlignOptions):
     def resolve(self, *, adapter: str | None) -> Self:
         """Fill in the learning rate."""
         return with_rate(self, LEARNING_RATE, adapter)
+
+    def check_rows(self, schema: str, rows: Sequence[Mapping[str, Any]], whole: bool) -> None:
+        """Raises:
+        DataError: if all answers are good, or all are bad.
+        """
+        good = sum(row.get("label") is True for row in rows)
+        if schema == "feedback" and whole and good in (0, len(rows)):
+            raise one_sided(good, len(rows) - good)
 
 
 class KtoOptions(UnpairedOptions):
@@ -53,6 +86,15 @@ class KtoOptions(UnpairedOptions):
                 "batch_size * gradient_accumulation is at least 2 (loss_type='apo_zero_unpaired' has no such term)"
             )
         return self
+
+    def check_rows(self, schema: str, rows: Sequence[Mapping[str, Any]], whole: bool) -> None:
+        """Raises:
+        DataError: if all answers are good, or all are bad, or all are to one prompt.
+        """
+        super().check_rows(schema, rows, whole)
+        prompts = [(row["prompt"], row.get("tools")) for row in rows] if schema == "feedback" and whole else []
+        if prompts and self.loss_type == "kto" and all(prompt == prompts[0] for prompt in prompts):
+            raise one_prompt(len(rows))
 
 
 class BcoOptions(UnpairedOptions):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tunekit.data import Dataset
-from tunekit.errors import DataError
 from tunekit.plugins import StepContext
 from tunekit_trl.completion_rows import CompletionRows
 from tunekit_trl.encoding import Encoder
 from tunekit_trl.rows import DataFacts, encode_rows
 from tunekit_trl.unpaired_encoding import judged
+from tunekit_trl.unpaired_options import one_sided
 
 __all__ = ["balance", "judged_rows", "refuse_one_sided", "tell_balance", "tell_conflicts"]
 
@@ -68,17 +68,8 @@ def refuse_one_sided(ctx: StepContext, counts: Mapping[str, int]) -> None:
     """Raises:
     DataError: if all answers are good, or all are bad.
     """
-    if counts["good"] and counts["bad"]:
-        return
-    kind = "good" if counts["good"] else "bad"
-    raise DataError(
-        f"All {sum(counts.values()):,} answers are judged {kind}; {ctx.step.component.name} learns from the difference "
-        "between good and bad ones.",
-        code="one-sided-feedback",
-        found=f"labels that are all {str(kind == 'good').lower()}",
-        fix="sft(data=...) learns from good answers alone" if kind == "good" else "add answers that are judged good",
-        details={"step": ctx.step.name, **counts},
-    )
+    if not (counts["good"] and counts["bad"]):
+        raise one_sided(counts["good"], counts["bad"])
 
 
 def tell_conflicts(ctx: StepContext, rows: CompletionRows) -> int:
