@@ -51,6 +51,15 @@ _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
 _BEHIND_OPERATOR = re.compile(rf"{_OPERAND}(?:{_OPERATOR}|\s+{_OPERATOR}\s+)\Z")
 _BEHIND_OPERAND = re.compile(rf"{_OPERAND}\s+\Z")
 _BEHIND_NUMBER = re.compile(r"\d\s*(?:,|\bor\b|\band\b)\s*\Z")
+_BEHIND_COMMAND = re.compile(
+    r"(?:[\^_\\\u221a{\u00b1\u2213]|\bmod|\\(?:pm|mp|l[et]q?|g[et]q?|neq?|log|ln|exp|sin|cos|tan|cot|sec|csc|sqrt|[bp]?mod)"
+    r"(?:_\{?\w+\}?)?(?:\^\{?\w+\}?)?)\Z"
+)
+_BEHIND_COMPARISON = re.compile(r"[<>\u2264\u2265]\Z")
+_NO_COMPARISON = re.compile(r"(?:</?\w+>|[-=]>|^[ \t]*>)\Z", re.MULTILINE)
+_SECOND_VALUE = re.compile(r"([a-zA-Z]\w*)\s*=\s*\S+\s*(?:,|\bor\b|\band\b)\s*\1\s*=\Z")
+_POWER_OF_UNIT = re.compile(r"(?:\b|\d)(?:[ckm]m|in|ft|units?|inches|feet|met(?:er|re)s)\s*\^\s*\{?\Z")
+_VARIABLE = re.compile(r"\s+[bcdefijknpqrtuvwxyz](?![a-zA-Z])")
 _BEFORE_OPERAND = r"(?=\d|\(|\\[a-zA-Z]|[a-zA-Z](?![a-zA-Z]))"
 _BEFORE_OPERATOR = re.compile(rf"{_OPERATOR}{_BEFORE_OPERAND}|\s+{_OPERATOR}\s+{_BEFORE_OPERAND}")
 _UNIT = re.compile(r"(?:[ckm]m|[km]g|km/h|mph|ml|hrs?|mins?|secs?|lbs?|ft|in|oz|degrees?)\b")
@@ -81,7 +90,10 @@ def last_number(text: str) -> str | None:
     plain = plain_formula(text)
     for match in NUMBER.finditer(plain):
         written = match.group()
-        if any(sign.isdigit() for sign in written) and not _ORDINAL.match(plain, match.end()):
+        if any(sign.isdigit() for sign in written) and not (
+            _ORDINAL.match(plain, match.end())
+            or _POWER_OF_UNIT.search(plain[max(0, match.start() - 20) : match.start()])
+        ):
             found = match
     return _free(plain, found) if found else None
 
@@ -268,10 +280,12 @@ def _free(text: str, match: re.Match[str]) -> str | None:
 
 def _begins(before: str, behind: str) -> bool:
     near = before.rstrip()
-    if re.search(r"[\^_\\\u221a{]\Z", near) or re.search(r"\d[,.:/]\Z", before) or before[-1:].isalpha():
+    if _BEHIND_COMMAND.search(near[-40:]) or re.search(r"\d[,.:/]\Z", before) or before[-1:].isalpha():
+        return False
+    if _BEHIND_COMPARISON.search(near) and not _NO_COMPARISON.search(near):
         return False
     if near.endswith("="):
-        return True
+        return not _SECOND_VALUE.search(near[-80:])
     if _BEHIND_OPERATOR.search(before):
         return False
     if _BEHIND_NUMBER.search(before) and re.match(r"\s*(?:[.!?)\]}]|,(?!\s*[a-zA-Z]{2})|$|\n)", behind):
@@ -300,4 +314,4 @@ def _ends(before: str, behind: str) -> bool:
         r"[\^_({\u221a\u00b2\u00b3\u00bd\u00bc\u00be]|[,.:/]\d|\s*\\[a-zA-Z]|\s*\u221a", behind
     ):
         return False
-    return not _BEFORE_OPERATOR.match(behind)
+    return not (_BEFORE_OPERATOR.match(behind) or _VARIABLE.match(behind))

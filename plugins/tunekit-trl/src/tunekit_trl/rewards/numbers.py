@@ -32,7 +32,7 @@ _UNIT_TEXT = re.compile(
     r"(?<=[\d}$%])\s*(?:\\[,;: ]\s*)?\\(?:text|mathrm|mbox|textrm)\s*\{[^{}\d]*\}(?:\^\{?\d\}?)?[.$\s]*$"
 )
 _DROPPED = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle)(?![a-zA-Z])|\\!|(?<=\d)\\,(?=\d{3}(?!\d))")
-_SPACE = re.compile(r"\\(?:quad|qquad)(?![a-zA-Z])|\\[,;: ]|~")
+_SPACE = re.compile(r"\\(?:quad|qquad)(?![a-zA-Z])|(?<!\\)\\[,;: ]|~")
 _UNITS = re.compile(
     r"(?:degrees?|dollars?|cents?|percent|meters?|metres?|cm|km|miles?|feet|inches|hours?|minutes?|seconds?|days?|"
     r"years?|units?|apples?|points?)$",
@@ -47,7 +47,7 @@ _SPELLINGS = (
     (re.compile(r"\u221e"), r"\\infty "),
     (re.compile(r"\u00b2"), "^2"),
     (re.compile(r"\u00b3"), "^3"),
-    (re.compile(r"\^\s*\{\s*(\w)\s*\}"), r"^\1"),
+    (re.compile(r"([\^_])\s*\{\s*(\w)\s*\}"), r"\1\2"),
     (re.compile(r"(?<=\d)\s+and\s+(?=-?\d)"), ", "),
 )
 _AROUND = "* \n\"'`\u2018\u2019\u201c\u201d"
