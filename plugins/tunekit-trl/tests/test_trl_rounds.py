@@ -273,7 +273,7 @@ def test_options_without_effect_are_refused(options: dict[str, Any], said: str) 
         IterativeDpoOptions(**options)
 
 
-@pytest.mark.parametrize("method", ["ppo", "grpo", "online-dpo"])
+@pytest.mark.parametrize("method", ["grpo", "online-dpo"])
 def test_rounds_of_other_methods_are_refused_with_the_name_of_the_one_that_has_them(
     method: str, tmp_path: Path
 ) -> None:

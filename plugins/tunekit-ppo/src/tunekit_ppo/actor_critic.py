@@ -16,7 +16,7 @@ __all__ = ["ActorCritic", "Outputs", "dropout_off", "dropout_rates", "separate_c
 
 
 class Outputs(NamedTuple):
-    """What is known of some completions: tensors over their tokens, one completion after the other."""
+    """What is known of some completions: tensors over their tokens, one completion after the other, and a scalar."""
 
     logps: Any
     """(tokens,) log-probabilities under the policy."""
@@ -24,6 +24,8 @@ class Outputs(NamedTuple):
     """(tokens,) rewards expected from the token on, before it is known."""
     entropy: Any = None
     """(tokens,) entropy of the policy in nats."""
+    routing: Any = None
+    """Scalar: the loss of the balance of experts in policy and separate critic, times its factor; None: no experts."""
 
 
 class ActorCritic(torch.nn.Module):

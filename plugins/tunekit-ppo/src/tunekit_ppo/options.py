@@ -7,14 +7,14 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tunekit.plugins import SampleOptions, TrainOptions
+from tunekit.plugins import SampleOptions, ValidatedOptions
 
 __all__ = ["PpoOptions"]
 
 LEARNING_RATE = {"full": 3e-6, "adapter": 3e-5}
 
 
-class PpoOptions(TrainOptions, SampleOptions):
+class PpoOptions(ValidatedOptions, SampleOptions):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347) of a language model, as in Ziegler et al.
     2019 (arXiv:1909.08593) and Huang et al. 2024 (arXiv:2403.17031).
 
@@ -23,6 +23,10 @@ class PpoOptions(TrainOptions, SampleOptions):
     times in optimizer steps of ``batch_size * gradient_accumulation`` completions. ``epochs`` are passes over the
     prompts; ``max_steps`` counts optimizer steps. The learning rate is 3e-6 for full training and 3e-5 through an
     adapter unless given. Dropout is off throughout.
+
+    With ``rounds`` the optimizer steps are shared out to rounds of whole rollouts. After each, the model is compared
+    with that of the round before on held-out prompts, and kept or rolled back, with its value head, the coefficient of
+    the penalty, and the running scale. Each round begins with a schedule and an optimizer of its own.
     """
 
     reward: Any = None
@@ -101,6 +105,47 @@ class PpoOptions(TrainOptions, SampleOptions):
     """End training when the KL divergence to the reference is above this; the model of the last rollout below it is
     handed on. It is measured with every rollout, and once more after the last step."""
 
+    # In rounds.
+    rounds: int | None = Field(default=None, ge=1, json_schema_extra={"unit": "rounds"})
+    """How often to compare the model with that of the round before, and keep it or roll it back. None: never."""
+    validation: Any = None
+    """Held-out prompts, which rounds are judged on and samples are drawn for: a share of the rows below 1, a number of
+    rows from 1, or data of its own (path, rows, object). With ``rounds``, 0.1 unless given."""
+    eval_prompts: int = Field(default=256, ge=1, json_schema_extra={"unit": "prompts"})
+    """``rounds`` only: most held-out prompts that each round is judged on, spread evenly."""
+    keep_at: float = Field(default=0.5, ge=0, le=1)
+    """``rounds`` only: lowest win rate against the round before that is kept; a tie is half a win. 0: every round is
+    kept."""
+
+    @model_validator(mode="after")
+    def _rounds_are_the_measurements(self) -> Self:
+        asked = [name for name in ("validate_every", "keep_best", "early_stopping") if getattr(self, name)]
+        if asked:
+            raise ValueError(
+                f"{' and '.join(asked)} {'has' if len(asked) == 1 else 'have'} no effect: PPO has no validation loss; "
+                "rounds compare the model with the one before, and keep_at decides"
+            )
+        if self.rounds is None:
+            fields = type(self).model_fields
+            asked = [name for name in ("eval_prompts", "keep_at") if getattr(self, name) != fields[name].default]
+            if asked:
+                raise ValueError(
+                    f"{' and '.join(asked)} {'has' if len(asked) == 1 else 'have'} no effect without rounds"
+                )
+        elif self.validation is None:
+            raise ValueError(
+                "validation is None, and rounds are judged on held-out prompts; it takes a share, a number, or data"
+            )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rounds_hold_prompts_out(cls, values: Any) -> Any:
+        # Written out, so that the plan says it.
+        if not isinstance(values, dict) or values.get("rounds") is None or "validation" in values:
+            return values
+        return {**values, "validation": 0.1}
+
     @model_validator(mode="after")
     def _every_option_has_an_effect(self) -> Self:
         minibatch = self.batch_size * self.gradient_accumulation
@@ -143,6 +188,10 @@ class PpoOptions(TrainOptions, SampleOptions):
         whole = math.lcm(sizes[0] * sizes[1], generations)
         size = whole * math.ceil(cls.model_fields["rollout_size"].default / whole)
         return {**values, "rollout_size": size}
+
+    def _validated(self) -> bool:
+        # Said by _rounds_are_the_measurements instead.
+        return True
 
     def resolve(self, *, adapter: str | None) -> Self:
         """Fill in the learning rate."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import gc
 from typing import Any
 
 from tunekit.errors import StepError
 from tunekit.plugins import Artifact, StepContext, hf
 from tunekit_ppo.actor_critic import ActorCritic, dropout_off, dropout_rates, separate_critic, trained_in_float32
-from tunekit_ppo.prompts import prompts_of
+from tunekit_ppo.course import Learned, course
+from tunekit_ppo.prompts import Prompt, prompts_of
+from tunekit_ppo.rounds import in_rounds
 from tunekit_ppo.trainer import PpoTrainer
 
 __all__ = ["PpoComponent"]
@@ -22,10 +25,11 @@ class PpoComponent:
     """Proximal policy optimisation."""
 
     def run(self, ctx: StepContext) -> Artifact:
-        """Write, score and learn; save, and prove the merge of an adapter.
+        """Write, score and learn, in rounds if asked to; save, and prove the merge of an adapter.
 
         Raises:
-            DataError: for no prompt, or one that cannot be used.
+            DataError: for no prompt, or one that cannot be used; for rounds without held-out prompts.
+            OptionsError: for fewer rollouts than rounds.
             StepError: for no reward, a reward that fails, a loss that is not finite, or a merge that is wrong.
             RunCancelled: after a cancel; a resumable checkpoint is left.
         """
@@ -51,27 +55,50 @@ class PpoComponent:
         with dropout_off(model.bodies()), contextlib.ExitStack() as stack:
             stack.enter_context(hf.quiet())
             before = hf.start_samples(ctx, policy, tokenizer, strict=True)
-            trainer = PpoTrainer(ctx, model, tokenizer, prompts, reference)
-            outcome = hf.train(ctx, trainer)
-            trainer.settle()
-            said, kl = trainer.rollouts, trainer.final_kl
+            learn = _at_once if ctx.options.rounds is None else in_rounds
+            made = learn(ctx, model, tokenizer, prompts, reference)
             details: dict[str, Any] = {
                 "reference": "the step's input model" + (", adapter off" if ctx.adapter else ""),
                 "rewards": {bound.name: bound.weight for bound in ctx.rewards},
-                "rollouts": len(said),
-                "completions": len(said) * ctx.options.rollout_size,
                 "prompts": len(prompts),
-                "skipped_updates": trainer.skipped,
-                "ended_early": trainer.ended,
-                "undone": trainer.undone,
-                "kl_coef": trainer.kl.coefficient,
+                **made.details,
             }
             details |= hf.compare_samples(ctx, policy, tokenizer, before=before)
-            probes = _probes(trainer)
-            del trainer, model, critic, reference
+            del model, critic, reference
             gc.collect()
-            metrics = _course(said, kl)
-        return hf.finish(ctx, policy, tokenizer, outcome=outcome, probes=probes, details=details, metrics=metrics)
+        if not made.changed and ctx.adapter is not None:
+            # The adapter is as it was attached: it adds nothing, and there is no merge to prove.
+            policy, ctx = ctx.adapter.merge(policy), dataclasses.replace(ctx, adapter=None)
+        return hf.finish(
+            ctx,
+            policy,
+            tokenizer,
+            outcome=made.outcome,
+            probes=made.probes,
+            details=details,
+            metrics=made.metrics,
+        )
+
+
+def _at_once(ctx: StepContext, model: ActorCritic, tokenizer: Any, prompts: list[Prompt], reference: Any) -> Learned:
+    """All rollouts in one training."""
+    trainer = PpoTrainer(ctx, model, tokenizer, prompts, reference)
+    outcome = hf.train(ctx, trainer)
+    trainer.settle()
+    details = {
+        "rollouts": len(trainer.rollouts),
+        "completions": len(trainer.rollouts) * ctx.options.rollout_size,
+        "skipped_updates": trainer.skipped,
+        "ended_early": trainer.ended,
+        "undone": trainer.undone,
+        "kl_coef": trainer.kl.coefficient,
+    }
+    return Learned(
+        outcome=outcome,
+        details=details,
+        metrics=course(trainer.rollouts, trainer.final_kl),
+        probes=_probes(trainer),
+    )
 
 
 def _probes(trainer: PpoTrainer) -> list[list[int]]:
@@ -80,23 +107,6 @@ def _probes(trainer: PpoTrainer) -> list[list[int]]:
         return []
     pairs = list(zip(rollout.prompts, rollout.completions, strict=True))[:_PROBES]
     return [[*trainer.prompts[number].ids, *made] for number, made in pairs]
-
-
-def _course(rollouts: list[dict[str, float]], kl: float | None) -> dict[str, Any]:
-    """How the rollouts went, from the first to the last."""
-    if not rollouts:
-        return {}
-    names = ("reward", "kl", "completion_length", "finished", "explained_variance", "entropy")
-    course: dict[str, Any] = {name: rollouts[-1][name] for name in names}
-    course |= {
-        "reward_first": rollouts[0]["reward"],
-        "reward_std_first": rollouts[0]["reward_std"],
-        "reward_best": max(rollout["reward"] for rollout in rollouts),
-        "kl_max": max(rollout["kl"] for rollout in rollouts),
-    }
-    if kl is not None:
-        course["kl_final"] = kl
-    return course
 
 
 def _tell_dropout(ctx: StepContext, model: ActorCritic) -> None:

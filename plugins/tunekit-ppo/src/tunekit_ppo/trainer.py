@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from tunekit.errors import RunCancelled, StepError
 from tunekit.plugins import StepContext, hf
 from tunekit_ppo.actor_critic import ActorCritic, Outputs
-from tunekit_ppo.advantages import (
-    KlController,
-    RunningScale,
-    advantages_of,
-    explained_variance,
-    kl_of,
-    token_rewards,
-    whiten,
-)
+from tunekit_ppo.advantages import advantages_of, explained_variance, kl_of, token_rewards, whiten
 from tunekit_ppo.losses import policy_loss, value_loss
 from tunekit_ppo.prompts import Prompt, PromptOrder, columns_of
 from tunekit_ppo.rollouts import Rollout, grouped
+from tunekit_ppo.schedule import Share, planned_steps, updates_of
+from tunekit_ppo.state import Carried, load_weights, trained_weights
 
-__all__ = ["PpoTrainer", "planned_steps"]
+__all__ = ["PpoTrainer"]
 
 WEIGHTS = "trained.safetensors"
 """File in a checkpoint with the weights that are trained."""
@@ -38,21 +32,9 @@ WITHIN = "within.safetensors"
 
 # Rounding of a log-probability, nats: pieces of other rows are computed together.
 _NOISE, _HALF_NOISE = 2e-3, 0.2
+_PER_TOKEN = Outputs._fields[:3]
 _FARTHEST = 20.0
 """Largest log-ratio that is exponentiated."""
-
-
-def planned_steps(options: Any, prompts: int) -> int:
-    """Optimizer steps of a step with this many prompts."""
-    if options.max_steps is not None:
-        return int(options.max_steps)
-    completions = options.epochs * prompts * options.num_generations
-    return int(max(1, math.ceil(completions / options.rollout_size - 1e-9)) * _updates(options))
-
-
-def _updates(options: Any) -> int:
-    """Optimizer steps of a rollout."""
-    return int(options.ppo_epochs * (options.rollout_size // (options.batch_size * options.gradient_accumulation)))
 
 
 class PpoTrainer(Trainer):
@@ -67,15 +49,27 @@ class PpoTrainer(Trainer):
         tokenizer: that of the policy.
         prompts: what is asked.
         reference: the model the step starts from, frozen; None: the policy with its adapter off.
+        share: the part of the step that this training is; None: all of it.
+        carried: what goes on from an earlier part, and is changed in place; None: it begins here.
     """
 
     control: Any
 
     def __init__(
-        self, ctx: StepContext, model: ActorCritic, tokenizer: Any, prompts: Sequence[Prompt], reference: Any = None
+        self,
+        ctx: StepContext,
+        model: ActorCritic,
+        tokenizer: Any,
+        prompts: Sequence[Prompt],
+        reference: Any = None,
+        *,
+        share: Share | None = None,
+        carried: Carried | None = None,
     ) -> None:
         options = ctx.options
-        steps = planned_steps(options, len(prompts))
+        share = Share(0, planned_steps(options, len(prompts))) if share is None else share
+        carried = Carried(options) if carried is None else carried
+        steps = share.steps
         arguments = hf.training_arguments(
             TrainingArguments,
             ctx,
@@ -114,10 +108,14 @@ class PpoTrainer(Trainer):
             None if reference is None else hf.CompletionModel(reference, probes, temperature=options.temperature)
         )
         self._order = PromptOrder(len(prompts), ctx.seed)
-        self.updates = _updates(options)
+        self.updates = updates_of(options)
+        self.begin = share.begin
+        """Rollouts of the step before those of this training."""
         self.rollout: Rollout | None = None
-        self.kl = KlController(options.kl_coef, options.kl_target, options.kl_horizon)
-        self.scale = RunningScale()
+        self.carried = carried
+        self.kl, self.scale = carried.kl, carried.scale
+        self.within = ctx.dir / WITHIN
+        """File with the trained weights of the last rollout within ``stop_kl``."""
         self.rollouts: list[dict[str, float]] = []
         """Numbers about each rollout so far."""
         self.skipped = 0
@@ -158,7 +156,8 @@ class PpoTrainer(Trainer):
         """The micro-batches of an optimizer step, and its completion tokens. Writes a rollout where one is due."""
         for _, _ in zip(range(num_batches), epoch_iterator, strict=False):
             pass
-        index, update = divmod(self.state.global_step, self.updates)
+        done, update = divmod(self.state.global_step, self.updates)
+        index = self.begin + done
         if self.rollout is None or self.rollout.index != index:
             self.rollout = self._write(index)
         if self.ended:
@@ -293,7 +292,7 @@ class PpoTrainer(Trainer):
     ) -> Outputs:
         """Over all completions, in order, float32 on the CPU; no gradient."""
         groups, members = grouped(self._prompt_ids, ids, range(len(ids)), of)
-        found: dict[str, list[Any]] = {name: [None] * len(ids) for name in Outputs._fields}
+        found: dict[str, list[Any]] = {name: [None] * len(ids) for name in _PER_TOKEN}
         training = self.model.training
         self.model.eval()
         try:
@@ -304,7 +303,7 @@ class PpoTrainer(Trainer):
                         [groups[place] for place in part], model=model, puts=puts, values=values, entropy=values
                     )
                     sizes = [len(ids[number]) for number in numbers]
-                    for name, whole in zip(Outputs._fields, made, strict=True):
+                    for name, whole in zip(_PER_TOKEN, made, strict=False):
                         if whole is None:
                             continue
                         for number, piece in zip(numbers, whole.float().cpu().split(sizes), strict=True):
@@ -318,12 +317,14 @@ class PpoTrainer(Trainer):
         with self.accelerator.autocast(), puts.attending():
             made = puts(model, groups, hidden=values and shared, entropy=entropy)
         if not values:
-            return Outputs(made.logps, None, made.entropy)
-        hidden = made.hidden
+            return Outputs(made.logps, None, made.entropy, made.routing)
+        hidden, routing = made.hidden, made.routing
         if self._critic is not None:
             with self.accelerator.autocast(), self._critic.attending():
-                hidden = self._critic(self.model.critic, groups, hidden=True).hidden
-        return Outputs(made.logps, self.model.value(hidden), made.entropy)
+                judged = self._critic(self.model.critic, groups, hidden=True)
+            hidden = judged.hidden
+            routing = judged.routing if routing is None else routing + judged.routing
+        return Outputs(made.logps, self.model.value(hidden), made.entropy, routing)
 
     def _check_start(self, log_ratio: Any) -> None:
         """Before the first update the policy is the reference."""
@@ -356,9 +357,8 @@ class PpoTrainer(Trainer):
         limit = self._options.stop_kl
         if limit is None:
             return
-        kept = self._ctx.dir / WITHIN
-        if kl <= limit or index == 0:
-            self._keep_weights(kept)
+        if kl <= limit or index == self.begin:
+            self._keep_weights()
             return
         self.ended = self._taken_back(index, kl)
         self.final_kl = self.rollouts[-2]["kl"]
@@ -372,7 +372,7 @@ class PpoTrainer(Trainer):
         """Put back the weights of the last rollout within ``stop_kl``; what is said of that. ``index``: rollouts that
         were learned from."""
         limit = self._options.stop_kl
-        if index == 1:
+        if index == self.begin + 1:
             raise StepError(
                 "The first rollout already takes the model beyond stop_kl, so there is no model within it.",
                 code="kl-bound",
@@ -381,7 +381,7 @@ class PpoTrainer(Trainer):
                 fix="lower learning_rate or ppo_epochs, raise kl_coef, or raise stop_kl",
                 details={"step": self._ctx.step.name, "kl": kl},
             )
-        load_weights(self.model, self._ctx.dir / WITHIN)
+        load_weights(self.model, self.within)
         return f"the KL divergence to the reference is {kl:.3g} nats per completion, above stop_kl={limit:g}"
 
     def settle(self) -> None:
@@ -410,9 +410,11 @@ class PpoTrainer(Trainer):
                 f"wrote it, at {self.final_kl:.3g} nats per completion, is handed on.",
             )
 
-    def _keep_weights(self, path: Path) -> None:
+    def _keep_weights(self) -> None:
+        path = self.within
         aside = path.with_name(path.name + ".partial")
         with hf.storage_errors(path):
+            path.parent.mkdir(exist_ok=True)
             save_file(trained_weights(self.model), aside)
             aside.replace(path)
 
@@ -470,6 +472,9 @@ class PpoTrainer(Trainer):
             }
         if bonus:
             loss = loss - options.entropy_coef * made.entropy.sum()
+        if made.routing is not None:
+            loss = loss + tokens * made.routing
+            noted["router_loss"] = (tokens * made.routing.detach(), tokens)
         self._note(**noted)
         return loss / self._tokens
 
@@ -526,8 +531,7 @@ class PpoTrainer(Trainer):
             self.rollout.save(
                 folder,
                 {
-                    "kl_coef": self.kl.coefficient,
-                    "scale": [self.scale.count, self.scale.mean, self.scale.squares],
+                    **self.carried.state_dict(),
                     "rollouts": self.rollouts,
                     "skipped": self.skipped,
                 },
@@ -537,9 +541,7 @@ class PpoTrainer(Trainer):
         folder = Path(resume_from_checkpoint)
         load_weights(self.model, folder / WEIGHTS)
         self.rollout, state = Rollout.load(folder)
-        self.kl.coefficient = float(state["kl_coef"])
-        count, mean, squares = state["scale"]
-        self.scale = RunningScale(int(count), float(mean), float(squares))
+        self.carried.load_state_dict(state)
         self.rollouts = list(state["rollouts"])
         self.skipped = int(state["skipped"])
 
@@ -558,22 +560,6 @@ class _BeforeUpdate(TrainerCallback):
             control.should_training_stop = True
             control.should_save = False
         return control
-
-
-def trained_weights(model: ActorCritic) -> dict[str, Any]:
-    """Name to weight of all that is trained; tied weights once."""
-    return {
-        name: parameter.detach().contiguous() for name, parameter in model.named_parameters() if parameter.requires_grad
-    }
-
-
-def load_weights(model: ActorCritic, path: Path) -> None:
-    """Put back what :func:`trained_weights` gave."""
-    stored: Mapping[str, Any] = load_file(path)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(stored[name])
 
 
 def _per_completion(log_ratio: Any, lengths: Sequence[int]) -> float:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from tunekit.plugins.hf.rewards import score as score
     from tunekit.plugins.hf.rounds import Rounds as Rounds
     from tunekit.plugins.hf.rounds import RoundsOutcome as RoundsOutcome
+    from tunekit.plugins.hf.rounds import RoundState as RoundState
     from tunekit.plugins.hf.rounds import TrainedWeights as TrainedWeights
     from tunekit.plugins.hf.samples import Samples as Samples
     from tunekit.plugins.hf.samples import compare_samples as compare_samples
@@ -95,7 +96,7 @@ _WHERE = {
     "tunekit.plugins.hf.low_rank": ("fused_low_rank",),
     "tunekit.plugins.hf.products": ("fast_products",),
     "tunekit.plugins.hf.rewards": ("RewardScores", "checked_scores", "score"),
-    "tunekit.plugins.hf.rounds": ("Rounds", "RoundsOutcome", "TrainedWeights"),
+    "tunekit.plugins.hf.rounds": ("RoundState", "Rounds", "RoundsOutcome", "TrainedWeights"),
     "tunekit.plugins.hf.score_model": ("ScoreModel",),
     "tunekit.plugins.hf.silence": ("quiet",),
     "tunekit.plugins.hf.samples": (

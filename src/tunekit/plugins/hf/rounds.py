@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tunekit.errors import ArtifactError, DataError, OptionsError, StepError
 from tunekit.plugins.hf.callback import _distributed
@@ -20,7 +20,7 @@ from tunekit.storage import publish, read_json, storage_errors, weights_digest, 
 if TYPE_CHECKING:
     from tunekit.context import StepContext
 
-__all__ = ["Rounds", "RoundsOutcome", "TrainedWeights"]
+__all__ = ["RoundState", "Rounds", "RoundsOutcome", "TrainedWeights"]
 
 Row = Mapping[str, Any]
 Update = Callable[["StepContext"], tuple[TrainOutcome | None, Mapping[str, Any]]]
@@ -46,6 +46,16 @@ class RoundsOutcome:
     def kept(self) -> int:
         """How many rounds were kept; 0: the model is as it was at the start."""
         return sum(bool(one["kept"]) for one in self.rounds)
+
+
+class RoundState(Protocol):
+    """What a training carries from round to round besides weights, such as an adaptive coefficient."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """It, in JSON types."""
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Put back what :meth:`state_dict` gave."""
 
 
 class TrainedWeights:
@@ -96,14 +106,16 @@ class Rounds:
     A round hands the model to ``update``. After it, old and new model complete the held-out prompts at temperature 1
     with the same random numbers, and the step's rewards score both. With a win rate (a tie is half a win) of at least
     ``keep_at`` the new weights stay. Otherwise the weights that are trained are put back, bit for bit, and the user is
-    told; so they are where the loss or the logits of the update are not finite. The optimizer begins anew each round.
+    told; so they are where the loss or the logits of the update are not finite. With the weights go those of all of
+    ``trained``, and ``state``: a round that is not kept leaves nothing behind. The optimizer begins anew each round.
 
     A finished round is kept below ``ctx.dir / "checkpoints" / "rounds"``, so that a step that was killed goes on with
     the round it was in, and within it from the newest checkpoint; it ends as if it had not been.
 
     The record of a round holds ``round`` (from 1), ``kept``, ``steps``, ``reward_before``, ``reward_after``,
     ``win_rate`` (see :func:`tunekit.plugins.hf.win_rate`), ``kl`` (to the round before, see
-    :func:`tunekit.plugins.hf.kl_between`), what ``update`` says of it, and ``problem`` where it was lost.
+    :func:`tunekit.plugins.hf.kl_between`), what ``update`` says of it, and ``problem`` where it was lost. A ``problem``
+    that ``update`` itself gives loses the round: nothing is compared, and the weights are put back.
 
     Args:
         ctx: the step. It has rewards.
@@ -117,6 +129,9 @@ class Rounds:
         rounds: how many.
         keep_at: lowest win rate that is kept.
         max_new_tokens: longest completion of a held-out prompt.
+        trained: the module whose trained weights are kept or put back, where ``model`` is a part of it, as a policy is
+            of policy and value head. None: ``model``.
+        state: what is kept or put back with them; None: nothing.
 
     Raises:
         DataError: without held-out prompts.
@@ -134,6 +149,8 @@ class Rounds:
         rounds: int,
         keep_at: float = 0.5,
         max_new_tokens: int,
+        trained: Any = None,
+        state: RoundState | None = None,
     ) -> None:
         if not held_out:
             raise DataError(
@@ -151,7 +168,11 @@ class Rounds:
         self.ctx, self.model, self.tokenizer, self.update = ctx, model, tokenizer, update
         self.held_out, self.rounds, self.keep_at = list(held_out), rounds, keep_at
         self.max_new_tokens = max_new_tokens
+        self.trained = model if trained is None else trained
+        self.state = state
         self.folder = ctx.dir / "checkpoints" / "rounds"
+        self.number = 0
+        """The round that is under way, from 1; 0: none yet."""
 
     def run(self) -> RoundsOutcome:
         """Run the rounds that are not finished yet. The model has the weights of the last kept one afterwards.
@@ -161,7 +182,7 @@ class Rounds:
             RunCancelled: after a cancel; what was reached is on disk.
             ArtifactError: if the disk is full or cannot be written.
         """
-        _trained_weights_in_float32(self.model)
+        _trained_weights_in_float32(self.trained)
         done = self._finished()
         resumed = sum(int(one["steps"]) for one in done) if done else None
         while len(done) < self.rounds:
@@ -174,11 +195,13 @@ class Rounds:
     # A round.
 
     def _round(self, number: int, done: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], int | None]:
+        self.number = number
         before = sum(int(one["steps"]) for one in done)
         folder = self.folder / f"{number}.partial"
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        previous = TrainedWeights(self.model)
+        previous = TrainedWeights(self.trained)
+        held = None if self.state is None else dict(self.state.state_dict())
         part = self._part(number, before, folder, previous)
         record: dict[str, Any] = {"round": number, "kept": False, "steps": 0}
         outcome: TrainOutcome | None = None
@@ -187,9 +210,10 @@ class Rounds:
             outcome, facts = self.update(part)
             record |= facts
             if outcome is None:
-                record["problem"] = "there was nothing to learn"
+                record.setdefault("problem", "there was nothing to learn")
             else:
                 record["steps"] = outcome.global_step
+            if outcome is not None and "problem" not in record:
                 new = self._draw(part, "held-out prompts after")
                 assert old.scores is not None and new.scores is not None
                 won = win_rate(old.scores.total, new.scores.total)
@@ -199,7 +223,7 @@ class Rounds:
                     "win_rate": won,
                     "kl": kl_between(
                         self.model,
-                        lambda: previous.on(self.model),
+                        lambda: previous.on(self.trained),
                         new.prompts,
                         [one.ids for one in new.completions],
                         cancel=part.cancel,
@@ -214,7 +238,9 @@ class Rounds:
         if outcome is not None:
             record["outcome"] = {key: value for key, value in outcome.metrics.items() if key != "tokens_per_second"}
         if not record["kept"]:
-            previous.restore(self.model)
+            previous.restore(self.trained)
+            if self.state is not None and held is not None:
+                self.state.load_state_dict(held)
             self._tell(record)
         self._log(part, record, outcome)
         self._store(number, folder, record, done)
@@ -297,10 +323,13 @@ class Rounds:
         with storage_errors(folder):
             digest = None
             if record["kept"]:
-                values = {name: value.cpu().contiguous() for name, value in TrainedWeights(self.model).values.items()}
+                values = {name: value.cpu().contiguous() for name, value in TrainedWeights(self.trained).values.items()}
                 save_file(values, folder / _WEIGHTS)
                 digest = weights_digest(folder)
-            write_json(folder / _RECORD, {"schema": 1, "digest": digest, "record": record})
+            kept: dict[str, Any] = {"schema": 1, "digest": digest, "record": record}
+            if record["kept"] and self.state is not None:
+                kept["state"] = dict(self.state.state_dict())
+            write_json(folder / _RECORD, kept)
             publish(folder, self.folder / str(number))
         self._tidy([*done, record])
 
@@ -317,15 +346,21 @@ class Rounds:
     def _finished(self) -> list[dict[str, Any]]:
         """Records of the finished rounds; the model gets the weights of the last kept one."""
         done: list[dict[str, Any]] = []
-        digest = None
+        digest = state = None
+        first = None if self.state is None else dict(self.state.state_dict())
         try:
             while len(done) < self.rounds and (folder := self.folder / str(len(done) + 1)).is_dir():
                 stored = read_json(folder / _RECORD)
                 done.append(stored["record"])
                 digest = stored["digest"] or digest
+                state = stored.get("state", state)
+            if self.state is not None and state is not None:
+                self.state.load_state_dict(state)
             self._load(done, digest)
         except (ArtifactError, OSError, KeyError, TypeError, ValueError) as error:
             self.ctx.notice("damaged-round", f"Finished rounds cannot be used, and all begin anew: {error}")
+            if self.state is not None and first is not None:
+                self.state.load_state_dict(first)
             with storage_errors(self.folder):
                 shutil.rmtree(self.folder)
             return []
@@ -341,14 +376,14 @@ class Rounds:
         folder = self.folder / str(last)
         if weights_digest(folder) != digest:
             raise ValueError(f"the weights of round {last} were changed.")
-        weights = TrainedWeights(self.model)
+        weights = TrainedWeights(self.trained)
         stored = load_file(folder / _WEIGHTS)
         if {name: value.shape for name, value in stored.items()} != {
             name: value.shape for name, value in weights.values.items()
         }:
             raise ValueError(f"the weights of round {last} are those of another model.")
         weights.values = stored
-        weights.restore(self.model)
+        weights.restore(self.trained)
 
 
 def _gathered(done: Sequence[Mapping[str, Any]], resumed: int | None) -> RoundsOutcome:
