@@ -306,7 +306,10 @@ class _Writer:
         taken = inspect.signature(plain.forward).parameters
         self._config = plain.config.get_text_config()
         self._device = plain.get_input_embeddings().weight.device
-        self._more = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
+        self._more: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
+        if "output_router_logits" in taken:
+            # The loss of the balance of experts is not asked for, and cannot be had of a mask longer than its tokens.
+            self._more["output_router_logits"] = False
         peft = getattr(self.model, "active_peft_config", None)
         # Virtual tokens in front of each pass: a cache would hold them more than once.
         self._caches = "past_key_values" in taken and not getattr(peft, "is_prompt_learning", False)
