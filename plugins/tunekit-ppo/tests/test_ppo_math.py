@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from tunekit.errors import OptionsError
 from tunekit_ppo.advantages import (
     KlController,
     RunningScale,
@@ -21,7 +23,7 @@ from tunekit_ppo.advantages import (
 )
 from tunekit_ppo.losses import policy_loss, value_loss
 from tunekit_ppo.options import PpoOptions
-from tunekit_ppo.prompts import PromptOrder
+from tunekit_ppo.prompts import PromptOrder, room_for
 from tunekit_ppo.rollouts import Rollout
 
 
@@ -150,6 +152,7 @@ def test_a_pass_over_a_rollout_takes_each_completion_once_and_keeps_prompts_toge
         ({"rollout_size": 32, "num_generations": 3}, "num_generations"),
         ({"max_new_tokens": 1024}, "room"),
         ({"kl_horizon": 5}, "kl_target"),
+        ({"kl_target": 5.0, "kl_horizon": 64, "rollout_size": 320}, "become negative; take more than 64"),
         ({"kl_target": 5.0, "kl_coef": 0.0}, "stays 0"),
         ({"eos_penalty": 1.0, "unfinished_score": -1.0}, "exclude"),
         ({"critic_init": "step:reward"}, "separate"),
@@ -173,3 +176,11 @@ def test_sizes_fit_each_other_by_default() -> None:
     assert PpoOptions().resolve(adapter=None).learning_rate == 3e-6
     assert PpoOptions().resolve(adapter="lora").learning_rate == 3e-5
     assert math.isclose(PpoOptions(learning_rate=1e-4).resolve(adapter="lora").learning_rate or 0, 1e-4)
+
+
+def test_no_room_for_a_prompt_is_said_before_any_row() -> None:
+    facts = SimpleNamespace(positions=64)
+    assert room_for(PpoOptions(max_new_tokens=60), facts) == 4
+    with pytest.raises(OptionsError) as caught:
+        room_for(PpoOptions(max_new_tokens=64), facts)
+    assert (caught.value.code, caught.value.fix) == ("no-room", "lower max_new_tokens: 32")

@@ -107,7 +107,8 @@ def test_at_the_first_update_the_ratio_is_1_and_the_divergence_0(through: str, t
 def test_weights_in_bfloat16_under_autocast_start_at_the_reference(
     through: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """T13: how a CUDA device trains. The copy that is the reference rounds as the policy does."""
+    """T13: how a CUDA device trains. The copy that is the reference rounds as the policy does, and completions are
+    drawn in the precision in which they are learned."""
     from tunekit.plugins.hf import arguments
 
     defaults = arguments.device_defaults
@@ -115,12 +116,24 @@ def test_weights_in_bfloat16_under_autocast_start_at_the_reference(
     start = driver.loaded()
     start.model.to(torch.bfloat16)
     more = {"full": {}, "separate": {"critic": "separate"}, "lora": {"adapter": lora()}}[through]
+    sample, drawn = hf.sample, []
+
+    def watched(model: Any, *args: Any, **kwargs: Any) -> Any:
+        layer = next(module for name, module in model.named_modules() if name.endswith("up_proj"))
+        handle = layer.register_forward_hook(lambda module, inputs, output: drawn.append(output.dtype))
+        try:
+            return sample(model, *args, **kwargs)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(hf, "sample", watched)
     artifact, events, _ = run(tmp_path, start=start, max_steps=5, samples=0, **more)
     said = rows(events)
     assert said[1]["kl"] == pytest.approx(0, abs=1e-6) and abs(said[5]["kl"]) > 1e-6
     # Pieces of one minibatch are others than those of the rollout, so they round otherwise.
     assert said[1]["ratio"] == pytest.approx(1, abs=2e-2)
     assert artifact.model.dtype == ("bfloat16" if through == "lora" else "float32")
+    assert set(drawn) == {torch.bfloat16}
 
 
 def test_the_reference_of_an_adapter_is_the_model_with_it_off(tmp_path: Path) -> None:

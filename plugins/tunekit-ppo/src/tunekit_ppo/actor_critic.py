@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +10,7 @@ import torch
 from tunekit.errors import ArtifactError
 from tunekit.plugins import StepContext
 
-__all__ = ["ActorCritic", "Outputs", "dropout_off", "dropout_rates", "separate_critic", "trained_in_float32"]
+__all__ = ["ActorCritic", "Outputs", "separate_critic"]
 
 
 class Outputs(NamedTuple):
@@ -106,43 +104,3 @@ def separate_critic(ctx: StepContext, policy: Any) -> tuple[Any, Any]:
     head = getattr(other, "score", None)
     weight = getattr(head, "weight", None)
     return critic, weight.detach().clone() if weight is not None and weight.shape[0] == 1 else None
-
-
-def trained_in_float32(model: Any) -> None:
-    """Make the weights that are trained float32, in place: updates are lost in half precision."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
-            parameter.data = parameter.data.float()
-
-
-def dropout_rates(model: Any) -> set[float]:
-    """Rates of dropout above zero that training would apply, in layers and in functions."""
-    layers = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.p > 0}
-    return layers | {rate for _, _, rate in _functional(model)}
-
-
-@contextlib.contextmanager
-def dropout_off(models: Sequence[Any]) -> Iterator[None]:
-    """Without dropout, so that the policy that learns is the one that wrote; as before when the context is left."""
-    layers = [(m, m.p) for model in models for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
-    functions = [found for model in models for found in _functional(model)]
-    try:
-        for module, _ in layers:
-            module.p = 0.0
-        for module, name, _ in functions:
-            setattr(module, name, 0.0)
-        yield
-    finally:
-        for module, rate in layers:
-            module.p = rate
-        for module, name, rate in functions:
-            setattr(module, name, rate)
-
-
-def _functional(model: Any) -> list[tuple[Any, str, float]]:
-    return [
-        (module, name, value)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if "dropout" in name and isinstance(value, float) and 0 < value < 1
-    ]

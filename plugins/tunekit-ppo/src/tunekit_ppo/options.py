@@ -164,6 +164,12 @@ class PpoOptions(ValidatedOptions, SampleOptions):
             )
         if self.kl_target is None and self.kl_horizon != type(self).model_fields["kl_horizon"].default:
             raise ValueError("kl_horizon has no effect without kl_target: the coefficient is fixed")
+        if self.kl_target is not None and self.rollout_size >= 5 * self.kl_horizon:
+            raise ValueError(
+                f"kl_horizon={self.kl_horizon} lets the coefficient change by more than itself within a rollout of "
+                f"{self.rollout_size} completions, and become negative; take more than "
+                f"{self.rollout_size // 5}, such as the default of {type(self).model_fields['kl_horizon'].default:,}"
+            )
         if self.kl_target is not None and self.kl_coef == 0:
             raise ValueError("kl_target scales kl_coef, and kl_coef=0 stays 0: give it a start, such as 0.05")
         if self.eos_penalty is not None and self.unfinished_score is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import gc
@@ -10,7 +9,7 @@ from typing import Any
 
 from tunekit.errors import StepError
 from tunekit.plugins import Artifact, StepContext, hf
-from tunekit_ppo.actor_critic import ActorCritic, dropout_off, dropout_rates, separate_critic, trained_in_float32
+from tunekit_ppo.actor_critic import ActorCritic, separate_critic
 from tunekit_ppo.course import Learned, course
 from tunekit_ppo.prompts import Prompt, prompts_of
 from tunekit_ppo.rounds import in_rounds
@@ -49,11 +48,10 @@ class PpoComponent:
             critic = critic if critic is None else ctx.adapter.attach(critic, seed=ctx.seed + 1)
         model = ActorCritic(policy, critic, head).to(next(policy.parameters()).device)
         # Before the copy: weights of another type round otherwise, and the reference would not be the policy.
-        trained_in_float32(model)
+        hf.trained_in_float32(model)
         reference = None if ctx.adapter else copy.deepcopy(policy).eval().requires_grad_(False)
-        _tell_dropout(ctx, model)
-        with dropout_off(model.bodies()), contextlib.ExitStack() as stack:
-            stack.enter_context(hf.quiet())
+        hf.tell_dropout(ctx, model)
+        with hf.dropout_off(model), hf.quiet():
             before = hf.start_samples(ctx, policy, tokenizer, strict=True)
             learn = _at_once if ctx.options.rounds is None else in_rounds
             made = learn(ctx, model, tokenizer, prompts, reference)
@@ -107,13 +105,3 @@ def _probes(trainer: PpoTrainer) -> list[list[int]]:
         return []
     pairs = list(zip(rollout.prompts, rollout.completions, strict=True))[:_PROBES]
     return [[*trainer.prompts[number].ids, *made] for number, made in pairs]
-
-
-def _tell_dropout(ctx: StepContext, model: ActorCritic) -> None:
-    rates = dropout_rates(model)
-    if rates:
-        ctx.notice(
-            "dropout-off",
-            f"PPO runs without dropout; the rates {', '.join(f'{p:g}' for p in sorted(rates))} of model or adapter are "
-            "not applied in this step.",
-        )

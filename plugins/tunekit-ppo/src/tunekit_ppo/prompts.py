@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunekit.errors import DataError
+from tunekit.errors import DataError, OptionsError
 from tunekit.plugins import ModelFacts, StepContext, hf
 
 __all__ = ["Prompt", "PromptOrder", "columns_of", "encode", "prompts_of", "room_for"]
@@ -36,9 +36,22 @@ class Prompt:
 
 
 def room_for(options: Any, facts: ModelFacts) -> int:
-    """Longest prompt in tokens."""
+    """Longest prompt in tokens.
+
+    Raises:
+        OptionsError: if the model has no positions for a prompt and its completion.
+    """
     positions = options.max_length if facts.positions is None else min(options.max_length, facts.positions)
-    return int(positions - options.max_new_tokens)
+    room = int(positions - options.max_new_tokens)
+    if room < 1:
+        raise OptionsError(
+            "The model has no positions for a prompt and its completion.",
+            code="no-room",
+            asked=f"max_new_tokens={options.max_new_tokens}",
+            found=f"{positions} positions",
+            fix=f"lower max_new_tokens: {max(1, positions // 2)}",
+        )
+    return room
 
 
 def encode(tokenizer: Any, row: Mapping[str, Any], room: int) -> Prompt:
@@ -50,8 +63,10 @@ def encode(tokenizer: Any, row: Mapping[str, Any], room: int) -> Prompt:
     ids = hf.prompt_ids(tokenizer, row["prompt"], row.get("tools"))
     if len(ids) > room:
         raise DataError(
-            f"the prompt has {len(ids):,} tokens, and {max(room, 0):,} leave room for a completion",
+            "the prompt leaves no room for a completion",
             code="prompt-too-long",
+            asked=f"at most {room:,} tokens",
+            found=f"{len(ids):,} tokens",
             fix='raise max_length, lower max_new_tokens, or on_bad_row="skip"',
         )
     return Prompt(ids, row["prompt"], dict(row.get("columns") or {}))
@@ -81,6 +96,7 @@ def prompts_of(ctx: StepContext, tokenizer: Any, facts: ModelFacts) -> list[Prom
             raise DataError(
                 f"{file} row {place}: {error.message.rstrip('.')}.",
                 code=error.code,
+                asked=error.asked,
                 found=error.found,
                 fix=error.fix,
                 details={**error.details, "row": place, "file": str(raw.file or data.source or data.name)},

@@ -86,7 +86,7 @@ class PpoTrainer(Trainer):
                 "PPO runs in one process.",
                 code="one-process",
                 found=f"{arguments.world_size} processes",
-                fix="leave out launch(...) for this step, or align with a method that runs in several, such as dpo",
+                fix="start one process, or align with a method that runs in several, such as grpo",
             )
         if arguments.n_gpu > 1:
             arguments._n_gpu = 1
@@ -183,16 +183,18 @@ class PpoTrainer(Trainer):
         numbers = self._order.numbers(index * asked, asked)
         ctx.progress(self.state.global_step, self.state.max_steps, "steps", "writing")
         try:
-            written = hf.sample(
-                self.model.policy,
-                self._tokenizer,
-                [self._prompt_ids[number] for number in numbers],
-                max_new_tokens=options.max_new_tokens,
-                temperature=options.temperature,
-                count=options.num_generations,
-                seed=_seed(ctx.seed, index),
-                cancel=ctx.cancel,
-            )
+            # In the precision in which the completions are learned: another one would be another policy.
+            with self.accelerator.autocast():
+                written = hf.sample(
+                    self.model.policy,
+                    self._tokenizer,
+                    [self._prompt_ids[number] for number in numbers],
+                    max_new_tokens=options.max_new_tokens,
+                    temperature=options.temperature,
+                    count=options.num_generations,
+                    seed=_seed(ctx.seed, index),
+                    cancel=ctx.cancel,
+                )
         except RunCancelled as error:
             raise self._cancelled() from error
         of = [number for number in numbers for _ in range(options.num_generations)]
@@ -212,7 +214,8 @@ class PpoTrainer(Trainer):
         if index == 0 and self.state.global_step == 0:
             self._check_start(log_ratio)
         coefficient = self.kl.coefficient
-        rewards = token_rewards(self._worth(total, finished), kl, lengths, coefficient)
+        worth = self._worth(total, finished)
+        rewards = token_rewards(worth, kl, lengths, coefficient)
         if options.whiten_rewards:
             rewards = whiten(rewards, shift=False)
         advantages, returns = advantages_of(rewards, now.values, lengths, options.gamma, options.lam)
@@ -224,7 +227,7 @@ class PpoTrainer(Trainer):
             "kl": mean_kl,
             "kl_per_token": float(log_ratio.double().mean()),
             "kl_coef": coefficient,
-            "objective": _mean(total) - coefficient * float(kl.double().sum()) / len(lengths),
+            "objective": _mean(worth) - coefficient * float(kl.double().sum()) / len(lengths),
             "entropy": float(now.entropy.double().mean()),
             "completion_length": _mean(lengths),
             "finished": _mean(finished),

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunekit.data import Dataset
 from tunekit.plugins import Artifact, StepContext, hf
-from tunekit_trl.borrowed import borrowed, dropout_off, dropout_rates
+from tunekit_trl.borrowed import borrowed
 from tunekit_trl.completion_rows import CompletionRows
 from tunekit_trl.encoding import Encoder
 from tunekit_trl.measures import course
@@ -69,14 +69,8 @@ class CompletionAlignment(ABC):
             facts.tell(ctx)
             held_out = self.rows(ctx, encoder, ctx.validation)[0] if ctx.validation is not None else None
         model = ctx.adapter.attach(loaded.model, seed=ctx.seed) if ctx.adapter else loaded.model
-        rates = dropout_rates(model)
-        if rates:
-            ctx.notice(
-                "dropout-off",
-                f"{ctx.step.component.name} runs without dropout; the rates "
-                f"{', '.join(f'{p:g}' for p in sorted(rates))} of model or adapter are not applied in this step.",
-            )
-        with borrowed(model, tokenizer), dropout_off(model):
+        hf.tell_dropout(ctx, model)
+        with borrowed(model, tokenizer), hf.dropout_off(model):
             trainer = hf.CompletionTrainer(ctx, model, tokenizer, rows, self.objective(ctx, rows), held_out)
             if self.has_reference(ctx):
                 for known in (rows, held_out):

@@ -13,7 +13,7 @@ import torch
 
 from tunekit.plugins import hf
 
-__all__ = ["borrowed", "dropout_off", "dropout_rates"]
+__all__ = ["borrowed"]
 
 
 @contextmanager
@@ -65,32 +65,3 @@ def borrowed(model: Any, tokenizer: Any) -> Iterator[None]:
             tokenizer.pad_token = None
             for config, pad in pads:
                 config.pad_token_id = pad
-
-
-def dropout_rates(model: Any) -> set[float]:
-    """The rates of dropout above zero that training would apply, in layers and in functions."""
-    layers = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.p > 0}
-    return layers | {rate for _, _, rate in _functional_dropout(model)}
-
-
-@contextmanager
-def dropout_off(model: Any) -> Iterator[None]:
-    """Set all dropout to zero: layers, and what modules apply by a function, as in the attention of Llama."""
-    found = _functional_dropout(model)
-    found += [(module, "p", module.p) for module in model.modules() if isinstance(module, torch.nn.Dropout)]
-    try:
-        for module, name, _ in found:
-            setattr(module, name, 0.0)
-        yield
-    finally:
-        for module, name, rate in found:
-            setattr(module, name, rate)
-
-
-def _functional_dropout(model: Any) -> list[tuple[Any, str, float]]:
-    return [
-        (module, name, value)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if "dropout" in name and isinstance(value, float) and 0 < value < 1
-    ]

@@ -18,7 +18,7 @@ import torch
 
 from tunekit.errors import RunCancelled, StepError
 from tunekit.plugins import Artifact, StepContext, hf
-from tunekit_trl.borrowed import borrowed, dropout_off, dropout_rates
+from tunekit_trl.borrowed import borrowed
 from tunekit_trl.measures import course
 from tunekit_trl.online_losses import (
     GrpoObjective,
@@ -38,7 +38,7 @@ from tunekit_trl.prompts import (
 from tunekit_trl.reference import check_start
 from tunekit_trl.together import refuse_sharded, together
 
-__all__ = ["GrpoTrainer", "OnlineDpoTrainer", "OnlineTrainer", "RlooTrainer", "tell_dropout"]
+__all__ = ["GrpoTrainer", "OnlineDpoTrainer", "OnlineTrainer", "RlooTrainer"]
 
 PROBES = 4
 EVAL_PROMPTS = 64
@@ -75,8 +75,8 @@ class _Online:
         rows, facts = prompt_rows(ctx, ctx.data, tokenizer, room)
         held_out = prompt_rows(ctx, ctx.validation, tokenizer, room)[0] if ctx.validation is not None else None
         model = ctx.adapter.attach(loaded.model, seed=ctx.seed) if ctx.adapter else loaded.model
-        tell_dropout(ctx, model)
-        with borrowed(model, tokenizer), dropout_off(model):
+        hf.tell_dropout(ctx, model)
+        with borrowed(model, tokenizer), hf.dropout_off(model):
             trainer = OnlineTrainer(ctx, model, tokenizer, rows, self.objective(options), held_out)
             before = hf.start_samples(ctx, model, tokenizer, strict=True)
             outcome = hf.train(ctx, trainer)
@@ -497,17 +497,6 @@ class _Repeated:
             step += [[row if row < 0 else ~row]] * (self._accumulation - len(step))
             for _ in range(self._times):
                 yield from step
-
-
-def tell_dropout(ctx: StepContext, model: Any) -> None:
-    """Say that the rates of dropout of model or adapter are not applied."""
-    rates = dropout_rates(model)
-    if rates:
-        ctx.notice(
-            "dropout-off",
-            f"Completions are written and learned without dropout; the rates "
-            f"{', '.join(f'{p:g}' for p in sorted(rates))} of model or adapter are not applied in this step.",
-        )
 
 
 def _rise(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 from tunekit.data import Dataset as Data
 from tunekit.errors import DataError
 from tunekit.plugins import Artifact, StepContext, hf
-from tunekit_trl.borrowed import borrowed, dropout_off
+from tunekit_trl.borrowed import borrowed
 from tunekit_trl.measures import course
 from tunekit_trl.reward_head import give_padding, with_reward_head
 from tunekit_trl.reward_losses import RewardObjective
@@ -62,7 +62,7 @@ class RewardTrainer:
         if ctx.adapter:
             model = ctx.adapter.attach(model, seed=ctx.seed)
         measured: dict[str, Any] = {}
-        with borrowed(model, tokenizer), dropout_off(model):
+        with borrowed(model, tokenizer), hf.dropout_off(model):
             trainer = hf.CompletionTrainer(
                 ctx,
                 model,

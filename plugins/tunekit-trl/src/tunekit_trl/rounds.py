@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunekit.plugins import Artifact, StepContext, hf
-from tunekit_trl.borrowed import borrowed, dropout_off
+from tunekit_trl.borrowed import borrowed
 from tunekit_trl.completion_rows import CompletionRows
 from tunekit_trl.dpo import DpoTrainer
 from tunekit_trl.measures import course
 from tunekit_trl.objectives import REWARDS
-from tunekit_trl.online import tell_dropout
 from tunekit_trl.prompts import PromptRow, check_rewards, completion_for, prompt_room, prompt_rows, reward_columns
 from tunekit_trl.reference import reference_logps
 
@@ -48,8 +47,8 @@ class IterativeDpoTrainer:
         prompts, facts = prompt_rows(ctx, ctx.data, tokenizer, prompt_room(ctx, loaded.model))
         held_out = hf.fixed_prompts(ctx.validation, options.eval_prompts)
         model = ctx.adapter.attach(loaded.model, seed=ctx.seed) if ctx.adapter else loaded.model
-        tell_dropout(ctx, model)
-        with borrowed(model, tokenizer), dropout_off(model):
+        hf.tell_dropout(ctx, model)
+        with borrowed(model, tokenizer), hf.dropout_off(model):
             before = hf.start_samples(ctx, model, tokenizer, strict=True)
             work = _Round(model, tokenizer, prompts, first=ctx)
             rounds = hf.Rounds(

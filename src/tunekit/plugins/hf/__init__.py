@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from tunekit.plugins.hf.completions import CompletionLogps as CompletionLogps
     from tunekit.plugins.hf.completions import CompletionModel as CompletionModel
     from tunekit.plugins.hf.completions import PromptGroup as PromptGroup
+    from tunekit.plugins.hf.dropout import dropout_off as dropout_off
+    from tunekit.plugins.hf.dropout import tell_dropout as tell_dropout
     from tunekit.plugins.hf.facts import config_facts as config_facts
     from tunekit.plugins.hf.facts import folder_tokenizer as folder_tokenizer
     from tunekit.plugins.hf.facts import model_facts as model_facts
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     from tunekit.plugins.hf.token_trainer import TokenTrainer as TokenTrainer
     from tunekit.plugins.hf.training import TrainOutcome as TrainOutcome
     from tunekit.plugins.hf.training import train as train
+    from tunekit.plugins.hf.training import trained_in_float32 as trained_in_float32
     from tunekit.storage import storage_errors as storage_errors
 
 _WHERE = {
@@ -90,6 +93,7 @@ _WHERE = {
     "tunekit.plugins.hf.checkpoints": ("good_checkpoint",),
     "tunekit.plugins.hf.completion_trainer": ("CompletionTrainer", "Objective", "ObjectiveLoss"),
     "tunekit.plugins.hf.completions": ("CompletionLogps", "CompletionModel", "PromptGroup"),
+    "tunekit.plugins.hf.dropout": ("dropout_off", "tell_dropout"),
     "tunekit.plugins.hf.facts": ("config_facts", "folder_tokenizer", "model_facts", "token_text"),
     "tunekit.plugins.hf.finishing": ("finish",),
     "tunekit.plugins.hf.loading": ("load_folder",),
@@ -117,7 +121,7 @@ _WHERE = {
     "tunekit.plugins.hf.throughput": ("flops_per_token", "measured_peak", "speed_metrics"),
     "tunekit.plugins.hf.token_shards": ("TokenRow",),
     "tunekit.plugins.hf.token_store": ("TokenStore", "token_key", "tokenizer_fingerprint"),
-    "tunekit.plugins.hf.training": ("TrainOutcome", "train"),
+    "tunekit.plugins.hf.training": ("TrainOutcome", "train", "trained_in_float32"),
 }
 
 __getattr__, __dir__, __all__ = attach(__name__, _WHERE)

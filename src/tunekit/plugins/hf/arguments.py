@@ -119,7 +119,7 @@ def training_arguments(
     options: TrainOptions,
     **extra: Any,
 ) -> Any:
-    """An instance of ``cls`` (``TrainingArguments`` or a TRL config) for the options of a step.
+    """An instance of ``cls`` (``TrainingArguments`` or a subclass of it) for the options of a step.
 
     Args:
         cls: the class to build.

@@ -15,7 +15,7 @@ from transformers import TrainerCallback  # noqa: TID253
 from tunekit.plugins.hf.arguments import evaluating
 from tunekit.plugins.hf.completions import CompletionLogps, CompletionModel, PromptGroup
 from tunekit.plugins.hf.planned_trainer import PlannedTrainer
-from tunekit.plugins.hf.training import _trained_weights_in_float32
+from tunekit.plugins.hf.training import trained_in_float32
 
 if TYPE_CHECKING:
     from tunekit.context import StepContext
@@ -99,7 +99,7 @@ class CompletionTrainer(PlannedTrainer):
         puts: Callable[..., Any] = CompletionModel,
     ) -> None:
         # Before anything is computed: the reference must come from the weights that are trained.
-        _trained_weights_in_float32(model)
+        trained_in_float32(model)
         super().__init__(ctx, model, tokenizer, _Counted(rows), validation, collate=list, callbacks=callbacks)
         self.objective = objective
         groups = [objective.group(rows[number]) for number in range(min(8, len(rows)))]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tunekit.errors import ArtifactError, DataError, OptionsError, StepError
 from tunekit.plugins.hf.callback import _distributed
 from tunekit.plugins.hf.samples import draw_samples, kl_between, win_rate
-from tunekit.plugins.hf.training import TrainOutcome, _trained_weights_in_float32
+from tunekit.plugins.hf.training import TrainOutcome, trained_in_float32
 from tunekit.storage import publish, read_json, storage_errors, weights_digest, write_json
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class Rounds:
             RunCancelled: after a cancel; what was reached is on disk.
             ArtifactError: if the disk is full or cannot be written.
         """
-        _trained_weights_in_float32(self.trained)
+        trained_in_float32(self.trained)
         done = self._finished()
         resumed = sum(int(one["steps"]) for one in done) if done else None
         while len(done) < self.rounds:

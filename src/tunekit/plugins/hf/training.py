@@ -19,7 +19,7 @@ from tunekit.storage import storage_errors
 if TYPE_CHECKING:
     from tunekit.context import StepContext
 
-__all__ = ["TrainOutcome", "train"]
+__all__ = ["TrainOutcome", "train", "trained_in_float32"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def train(ctx: StepContext, trainer: Any) -> TrainOutcome:
         trainer.add_callback(callback)
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
-    _trained_weights_in_float32(trainer.model)
+    trained_in_float32(trainer.model)
     began = time.monotonic()
     with storage_errors(folder), quiet():
         resume = _resume_point(ctx, folder)
@@ -180,8 +180,8 @@ def _as_int(items: Any) -> int | None:
     return round(float(items))
 
 
-def _trained_weights_in_float32(model: Any) -> None:
-    """AdamW updates are lost in half precision: weights that are trained are kept in float32."""
+def trained_in_float32(model: Any) -> None:
+    """Make the weights that are trained float32, in place: the updates of AdamW are lost in half precision."""
     import torch
 
     for parameter in model.parameters():
