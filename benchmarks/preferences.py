@@ -74,11 +74,11 @@ def _line(name: str, arguments: argparse.Namespace) -> str:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as workdir:
         step = pipeline.run(workdir=workdir, seed=0).steps[-1]
-        metrics, rows = step.artifact.metrics, step.artifact.details["data"]["rows"]
+        metrics, facts = step.artifact.metrics, step.artifact.details["data"]
     accuracy = next((metrics[key] for key in ACCURACY if key in metrics), float("nan"))
     losses = f"{metrics['loss_first']:.4f} {metrics['loss']:.4f}"
     return (
-        f"{name:<22} {method:<6} {rows:>5} {arguments.held_out:>8} {accuracy:>8.1%}"
+        f"{name:<22} {method:<6} {facts['rows']:>5} {facts['held_out_rows']:>8} {accuracy:>8.1%}"
         f" {metrics.get('eval_rewards/margins', float('nan')):>7.3f} {losses:>15} {time.monotonic() - began:>6.0f}"
     )
 

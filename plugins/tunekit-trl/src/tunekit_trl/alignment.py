@@ -99,7 +99,7 @@ class CompletionAlignment(ABC):
                 [*prompt, *completions[0]] for prompt, completions in map(rows.group, range(min(PROBES, len(rows))))
             ],
             details={
-                "data": facts.to_details(),
+                "data": facts.to_details() | ({} if held_out is None else {"held_out_rows": len(held_out)}),
                 **(reference if self.has_reference(ctx) else {}),
                 "shared_prompts": shares,
                 **self.details(ctx),

@@ -16,21 +16,10 @@ from tunekit_trl.rows import DataFacts, pair_rows
 __all__ = ["CpoTrainer", "DpoTrainer", "OrpoTrainer", "PairTrainer", "SimpoTrainer"]
 
 
-_TOLD = (
-    "beta",
-    "loss_type",
-    "loss_weights",
-    "label_smoothing",
-    "discopop_tau",
-    "offset",
-    "f_divergence",
-    "f_alpha",
-    "gamma",
-    "alpha",
-    "nll_on",
-    "nll_weight",
-)
+_TOLD = ("beta", "loss_type", "loss_weights", "gamma", "f_divergence", "offset", "nll_on", "nll_weight")
 """Options that the loss depends on."""
+_TOLD_IF_GIVEN = ("label_smoothing", "discopop_tau", "f_alpha", "alpha")
+"""Further ones, told where they are not the default, which mostly has no effect."""
 
 
 class PairTrainer(CompletionAlignment):
@@ -60,7 +49,9 @@ class PairTrainer(CompletionAlignment):
     def details(self, ctx: StepContext) -> dict[str, Any]:
         """What the loss was."""
         options = ctx.options
-        return {name: getattr(options, name) for name in _TOLD if getattr(options, name, None)}
+        told = {name: getattr(options, name) for name in _TOLD if getattr(options, name, None)}
+        defaults = {name: field.default for name, field in type(options).model_fields.items() if name in _TOLD_IF_GIVEN}
+        return told | {name: getattr(options, name) for name in defaults if getattr(options, name) != defaults[name]}
 
 
 class DpoTrainer(PairTrainer):
