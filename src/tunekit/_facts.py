@@ -17,6 +17,10 @@ __all__ = [
     "duration",
     "losses",
     "number",
+    "percent",
+    "round_outcome",
+    "round_records",
+    "round_value",
     "score_source",
     "score_text",
     "short",
@@ -81,6 +85,11 @@ def number(value: Any) -> str:
     if value and not 1e-3 <= abs(value) < 1e6:
         return f"{value:.2e}"
     return f"{value:.4g}" if abs(value) >= 1000 else f"{value:.4f}"
+
+
+def percent(value: float) -> str:
+    """A share with one decimal place where it has one: ``72%``, ``49.7%``."""
+    return f"{value:.1%}".replace(".0%", "%")
 
 
 @dataclass(frozen=True)
@@ -176,6 +185,46 @@ def _proof_facts(details: Mapping[str, Any]) -> list[Fact]:
     return facts
 
 
+_ROUNDS_TOLD = 12
+"""Most rounds one line tells of."""
+
+
+def round_records(details: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The records of the rounds of a step, as ``tunekit.plugins.hf.Rounds`` leaves them in its details."""
+    given = details.get("rounds")
+    if not isinstance(given, list | tuple):
+        return []
+    return [one for one in given if isinstance(one, Mapping) and isinstance(one.get("round"), int)]
+
+
+def round_value(one: Mapping[str, Any]) -> float | None:
+    """The win rate of a round against the one before; None where they were not compared."""
+    won = one.get("win_rate")
+    value = won.get("value") if isinstance(won, Mapping) else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def round_outcome(one: Mapping[str, Any]) -> str:
+    """``kept``, ``rolled back``, or ``lost``: it came to no comparison."""
+    if one.get("kept"):
+        return "kept"
+    return "lost" if "problem" in one else "rolled back"
+
+
+def _round_facts(details: Mapping[str, Any]) -> list[Fact]:
+    records = round_records(details)
+    if not records:
+        return []
+    told = []
+    for one in records[-_ROUNDS_TOLD:]:
+        value = round_value(one)
+        told.append(f"{one['round']} {'' if value is None else percent(value) + ' '}{round_outcome(one)}")
+    if len(records) > _ROUNDS_TOLD:
+        told.insert(0, "...")
+    kept = sum(bool(one.get("kept")) for one in records)
+    return [Fact("rounds", f"{kept} of {len(records)} kept: {', '.join(told)}", "" if kept else "warn")]
+
+
 def step_facts(step: StepResult, history: Sequence[Mapping[str, Any]]) -> list[Fact]:
     """What a step did, trained, measured and left, in the order in which it is shown. Scores are not among them.
 
@@ -198,6 +247,7 @@ def step_facts(step: StepResult, history: Sequence[Mapping[str, Any]]) -> list[F
     if isinstance(share := metrics.get("rewards/accuracies"), int | float):
         margin = metrics.get("rewards/margins")
         facts.append(Fact("preference", f"chosen above rejected in {share:.1%}, margin {number(margin)}"))
+    facts += _round_facts(details)
     facts += _proof_facts(details)
     if artifact.model and artifact.model.size_bytes:
         after = artifact.model.size_bytes

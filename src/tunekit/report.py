@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit import _facts as facts
+from tunekit import _report_rounds as turns
 from tunekit import _report_samples as written
 from tunekit import _report_scores as scores
 from tunekit import storage
@@ -113,6 +114,10 @@ def _step(number: int, step: StepResult) -> str:
         ]
         if small:
             parts.append('<div class="more">' + "".join(f"<figure>{svg}</figure>" for svg in small) + "</div>")
+    parts.append(turns.rounds(details))
+    if len(course := turns.rewards(details)) > 1:
+        name = "mean reward of the model that goes on, on held-out prompts"
+        parts.append(f'<figure class="wide">{_line_chart(course, name, "round", width=880, height=200)}</figure>')
     parts.append(written.samples(details))
     parts.append("</section>")
     return "".join(parts)
