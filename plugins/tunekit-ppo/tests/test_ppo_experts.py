@@ -16,7 +16,6 @@ from tunekit_peft.adapter import LoraAdapter
 from tunekit_peft.options import LoraOptions
 from tunekit_ppo.actor_critic import ActorCritic
 from tunekit_ppo.ppo import PpoComponent
-from tunekit_ppo.prompts import prompts_of
 from tunekit_ppo.trainer import PpoTrainer
 
 driver = beside(__file__, "ppo_driver")
@@ -74,7 +73,7 @@ def test_the_balance_of_experts_is_part_of_the_loss(critic: str, tmp_path: Path)
             ctx,
             ActorCritic(model, beside_it),
             start.tokenizer,
-            prompts_of(ctx, start.tokenizer, hf.model_facts(model)),
+            hf.prompt_rows(ctx, ctx.data, start.tokenizer, 32)[0],
             copy.deepcopy(model),
         )
         made.rollout = made._write(0)
@@ -90,7 +89,7 @@ def test_the_balance_of_experts_is_part_of_the_loss(critic: str, tmp_path: Path)
         losses[made] = sum(float(made.training_step(made.model, numbers)) for numbers in parts)
     expected = 0.0
     for numbers in parts:
-        prompts = [balanced.prompts[balanced.rollout.prompts[number]].ids for number in numbers]
+        prompts = [balanced.prompts[balanced.rollout.prompts[number]]["prompt_ids"] for number in numbers]
         completions = [balanced.rollout.completions[number] for number in numbers]
         groups = [hf.PromptGroup(prompt, [made]) for prompt, made in zip(prompts, completions, strict=True)]
         bodies = [(balanced._policy, balanced.model.policy)]

@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from tunekit.errors import OptionsError
+from tunekit.plugins import hf
 from tunekit_ppo.advantages import (
     KlController,
     RunningScale,
@@ -23,7 +24,7 @@ from tunekit_ppo.advantages import (
 )
 from tunekit_ppo.losses import policy_loss, value_loss
 from tunekit_ppo.options import PpoOptions
-from tunekit_ppo.prompts import PromptOrder, room_for
+from tunekit_ppo.prompts import PromptOrder
 from tunekit_ppo.rollouts import Rollout
 
 
@@ -180,7 +181,7 @@ def test_sizes_fit_each_other_by_default() -> None:
 
 def test_no_room_for_a_prompt_is_said_before_any_row() -> None:
     facts = SimpleNamespace(positions=64)
-    assert room_for(PpoOptions(max_new_tokens=60), facts) == 4
+    assert hf.prompt_room(PpoOptions(max_new_tokens=60), facts) == 4
     with pytest.raises(OptionsError) as caught:
-        room_for(PpoOptions(max_new_tokens=64), facts)
+        hf.prompt_room(PpoOptions(max_new_tokens=64), facts)
     assert (caught.value.code, caught.value.fix) == ("no-room", "lower max_new_tokens: 32")

@@ -92,7 +92,7 @@ def test_one_round_is_the_run_without_rounds(through: str, tmp_path: Path) -> No
     assert weights(tmp_path / "one") == weights(tmp_path / "plain")
     for name in ("reward", "reward_first", "reward_best", "kl_max", "loss_mean", "steps"):
         assert one.metrics[name] == plain.metrics[name], name
-    for name in ("rollouts", "completions", "prompts", "kl_coef"):
+    for name in ("rollouts", "completions", "data", "kl_coef"):
         assert one.details[name] == plain.details[name], name
     (record,) = one.details["rounds"]
     assert record["kept"] and record["steps"] == 8 and record["kl"]["per_sequence"] > 0
@@ -242,7 +242,7 @@ def test_through_the_pipeline_a_share_of_the_prompts_is_held_out(tmp_path: Path)
     )
     artifact = result.step("align").artifact
     assert artifact is not None
-    assert artifact.details["held_out_prompts"] == 2 and artifact.details["prompts"] == 18
+    assert artifact.details["held_out_prompts"] == 2 and artifact.details["data"]["prompts"] == 18
     assert [one["round"] for one in artifact.details["rounds"]] == [1, 2]
     assert artifact.details["samples"]["n"] == 2
 

@@ -22,7 +22,6 @@ from tunekit_peft.adapter import LoraAdapter
 from tunekit_peft.options import LoraOptions
 from tunekit_ppo.actor_critic import ActorCritic
 from tunekit_ppo.ppo import PpoComponent
-from tunekit_ppo.prompts import prompts_of
 from tunekit_ppo.trainer import PpoTrainer
 
 driver = beside(__file__, "ppo_driver")
@@ -68,7 +67,7 @@ def trainer(folder: Path, adapter: Any = None, reference: Any = None, **options:
     if adapter is None and reference is None:
         reference = copy.deepcopy(policy)
     return PpoTrainer(
-        ctx, ActorCritic(policy), start.tokenizer, prompts_of(ctx, start.tokenizer, hf.model_facts(policy)), reference
+        ctx, ActorCritic(policy), start.tokenizer, hf.prompt_rows(ctx, ctx.data, start.tokenizer, 32)[0], reference
     )
 
 
@@ -89,7 +88,7 @@ def test_at_the_first_update_the_ratio_is_1_and_the_divergence_0(through: str, t
     rollout = made._write(0)
     policy = made.model.policy
     ratios = [
-        (logps_of(policy, made.prompts[p].ids, ids, 0.7)[0] - rollout.take("logps", [n], "cpu")).exp()
+        (logps_of(policy, made.prompts[p]["prompt_ids"], ids, 0.7)[0] - rollout.take("logps", [n], "cpu")).exp()
         for n, (p, ids) in enumerate(zip(rollout.prompts, rollout.completions, strict=True))
     ]
     torch.testing.assert_close(torch.cat(ratios), torch.ones(sum(rollout.lengths)), atol=1e-4, rtol=0)
@@ -147,7 +146,7 @@ def test_the_reference_of_an_adapter_is_the_model_with_it_off(tmp_path: Path) ->
     of, ids = [0, 1, 1], [[7, 9, 11], [80, 81], [60]]
     reference = made._reference_logps(of, ids)
     now = made._measure(made.model.policy, made._policy, of, ids).logps
-    expected = torch.cat([logps_of(base, made.prompts[p].ids, i)[0] for p, i in zip(of, ids, strict=True)])
+    expected = torch.cat([logps_of(base, made.prompts[p]["prompt_ids"], i)[0] for p, i in zip(of, ids, strict=True)])
     torch.testing.assert_close(reference, expected, atol=1e-5, rtol=1e-5)
     assert (now - expected).abs().max() > 1e-3
 
@@ -182,7 +181,7 @@ def test_loss_and_gradient_equal_the_formula_in_float64(critic: str, tmp_path: P
     exact.zero_grad()
     total: Any = 0.0
     for number in numbers:
-        ids, prompt = made.rollout.completions[number], made.prompts[made.rollout.prompts[number]].ids
+        ids, prompt = made.rollout.completions[number], made.prompts[made.rollout.prompts[number]]["prompt_ids"]
         old, seen, advantage, returns = (
             made.rollout.take(name, [number], "cpu").double() for name in ("logps", "values", "advantages", "returns")
         )
@@ -398,7 +397,7 @@ def test_prompts_that_leave_no_room_are_errors(tmp_path: Path) -> None:
         run(tmp_path / "a", rows=bad, max_steps=1)
     assert caught.value.code == "prompt-too-long" and caught.value.details["row"] == 9
     artifact, events, _ = run(tmp_path / "b", rows=bad, max_steps=1, on_bad_row="skip")
-    assert artifact.details["prompts"] == 8 and "rows-skipped" in events.codes()
+    assert artifact.details["data"]["prompts"] == 8 and "rows-skipped" in events.codes()
     ctx = driver.context(tmp_path / "c", [], **SMALL)
     with pytest.raises(StepError) as missing:
         PpoComponent().run(ctx)

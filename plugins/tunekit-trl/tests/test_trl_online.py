@@ -22,7 +22,6 @@ from tunekit_trl.borrowed import borrowed
 from tunekit_trl.online import GrpoTrainer, OnlineDpoTrainer, OnlineTrainer, RlooTrainer
 from tunekit_trl.online_losses import GrpoObjective, RlooObjective
 from tunekit_trl.online_options import GrpoOptions, OnlineDpoOptions, RlooOptions
-from tunekit_trl.prompts import prompt_rows
 from tunekit_trl.rewards.options import ExactMatchOptions
 from tunekit_trl.rewards.rules import ExactMatch
 
@@ -301,7 +300,7 @@ def test_another_model_as_reference_is_caught(tmp_path: Path) -> None:
     loaded = driver.tiny_pair()
     options = GrpoOptions(beta=0.1, num_generations=4, batch_size=4, max_steps=2, **SHORT)
     ctx = driver.online_context(tmp_path, loaded, driver.SUMS[:4], options, [VOWELS])
-    rows, _ = prompt_rows(ctx, ctx.data, loaded.tokenizer, 28)
+    rows, _ = hf.prompt_rows(ctx, ctx.data, loaded.tokenizer, 28)
     with borrowed(loaded.model, loaded.tokenizer):
         trainer = OnlineTrainer(ctx, loaded.model, loaded.tokenizer, rows, GrpoObjective(ctx.options))
         with torch.no_grad():

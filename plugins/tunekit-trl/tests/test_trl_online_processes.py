@@ -22,7 +22,6 @@ CODE = """
     from tunekit_trl.online import OnlineTrainer
     from tunekit_trl.online_losses import GrpoObjective
     from tunekit_trl.online_options import GrpoOptions
-    from tunekit_trl.prompts import prompt_rows
     folder, rank = Path(sys.argv[2]), os.environ["RANK"]
     options = GrpoOptions(batch_size=2, num_generations=4, num_iterations=2, beta=0.1, scale_rewards="batch",
         max_new_tokens=4, max_length=32, learning_rate=1e-3, samples=0, max_steps=5, validation=1, checkpoint_every=100)
@@ -35,8 +34,8 @@ CODE = """
     reward = BoundReward(name="tokens", reward=tokens)
     loaded = driver.tiny_pair()
     ctx = driver.online_context(folder, loaded, driver.SUMS[:5], options, [reward], validation=driver.SUMS[5:8])
-    rows, _ = prompt_rows(ctx, ctx.data, loaded.tokenizer, 28)
-    held_out, _ = prompt_rows(ctx, ctx.validation, loaded.tokenizer, 28)
+    rows, _ = hf.prompt_rows(ctx, ctx.data, loaded.tokenizer, 28)
+    held_out, _ = hf.prompt_rows(ctx, ctx.validation, loaded.tokenizer, 28)
     trainer = OnlineTrainer(ctx, loaded.model, loaded.tokenizer, rows, GrpoObjective(ctx.options), held_out)
     hf.train(ctx, trainer)
     weights = [float(p.detach().double().sum()) for p in loaded.model.parameters()]

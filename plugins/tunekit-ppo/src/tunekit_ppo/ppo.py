@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunekit.errors import StepError
 from tunekit.plugins import Artifact, StepContext, hf
 from tunekit_ppo.actor_critic import ActorCritic, separate_critic
 from tunekit_ppo.course import Learned, course
-from tunekit_ppo.prompts import Prompt, prompts_of
 from tunekit_ppo.rounds import in_rounds
 from tunekit_ppo.trainer import PpoTrainer
 
@@ -40,7 +40,8 @@ class PpoComponent:
             )
         loaded = ctx.model()
         tokenizer = loaded.tokenizer
-        prompts = prompts_of(ctx, tokenizer, hf.model_facts(loaded.model))
+        room = hf.prompt_room(ctx.options, hf.model_facts(loaded.model))
+        prompts, facts = hf.prompt_rows(ctx, ctx.data, tokenizer, room)
         critic, head = separate_critic(ctx, loaded.model) if ctx.options.critic == "separate" else (None, None)
         policy = loaded.model
         if ctx.adapter is not None:
@@ -58,7 +59,7 @@ class PpoComponent:
             details: dict[str, Any] = {
                 "reference": "the step's input model" + (", adapter off" if ctx.adapter else ""),
                 "rewards": {bound.name: bound.weight for bound in ctx.rewards},
-                "prompts": len(prompts),
+                "data": facts,
                 **made.details,
             }
             details |= hf.compare_samples(ctx, policy, tokenizer, before=before)
@@ -78,7 +79,9 @@ class PpoComponent:
         )
 
 
-def _at_once(ctx: StepContext, model: ActorCritic, tokenizer: Any, prompts: list[Prompt], reference: Any) -> Learned:
+def _at_once(
+    ctx: StepContext, model: ActorCritic, tokenizer: Any, prompts: Sequence[Mapping[str, Any]], reference: Any
+) -> Learned:
     """All rollouts in one training."""
     trainer = PpoTrainer(ctx, model, tokenizer, prompts, reference)
     outcome = hf.train(ctx, trainer)
@@ -104,4 +107,4 @@ def _probes(trainer: PpoTrainer) -> list[list[int]]:
     if rollout is None:
         return []
     pairs = list(zip(rollout.prompts, rollout.completions, strict=True))[:_PROBES]
-    return [[*trainer.prompts[number].ids, *made] for number, made in pairs]
+    return [[*trainer.prompts[number]["prompt_ids"], *made] for number, made in pairs]

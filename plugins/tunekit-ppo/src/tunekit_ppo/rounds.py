@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunekit.errors import StepError
 from tunekit.plugins import StepContext, hf
 from tunekit_ppo.actor_critic import ActorCritic
 from tunekit_ppo.course import Learned, course, joined
-from tunekit_ppo.prompts import Prompt
 from tunekit_ppo.schedule import shares_of
 from tunekit_ppo.state import Carried
 from tunekit_ppo.trainer import WITHIN, PpoTrainer
@@ -24,7 +23,7 @@ _OWN_FAULT = ("kl-bound", "nan-loss", "nan-logits")
 
 
 def in_rounds(
-    ctx: StepContext, model: ActorCritic, tokenizer: Any, prompts: Sequence[Prompt], reference: Any
+    ctx: StepContext, model: ActorCritic, tokenizer: Any, prompts: Sequence[Mapping[str, Any]], reference: Any
 ) -> Learned:
     """The rounds of a step; see :class:`tunekit.plugins.hf.Rounds`. The model is that of the last kept one afterwards.
 
@@ -72,7 +71,7 @@ def in_rounds(
         outcome=made.outcome,
         details=details,
         metrics={**metrics, **made.metrics},
-        probes=[prompt.ids for prompt in prompts[:_PROBES]],
+        probes=[prompt["prompt_ids"] for prompt in prompts[:_PROBES]],
         changed=made.kept > 0,
     )
 
@@ -81,7 +80,7 @@ class _Rounds:
     """The updates of the rounds, which share what goes on from one to the next."""
 
     def __init__(
-        self, ctx: StepContext, model: ActorCritic, tokenizer: Any, prompts: Sequence[Prompt], reference: Any
+        self, ctx: StepContext, model: ActorCritic, tokenizer: Any, prompts: Sequence[Mapping[str, Any]], reference: Any
     ) -> None:
         self.step, self.model, self.tokenizer = ctx, model, tokenizer
         self.prompts, self.reference = prompts, reference

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tunekit.plugins import StepContext, hf
 from tunekit_ppo.actor_critic import ActorCritic, Outputs
 from tunekit_ppo.advantages import advantages_of, explained_variance, kl_of, token_rewards, whiten
 from tunekit_ppo.losses import policy_loss, value_loss
-from tunekit_ppo.prompts import Prompt, PromptOrder, columns_of
+from tunekit_ppo.prompts import PromptOrder
 from tunekit_ppo.rollouts import Rollout, grouped
 from tunekit_ppo.schedule import Share, planned_steps, updates_of
 from tunekit_ppo.state import Carried, load_weights, trained_weights
@@ -47,7 +47,7 @@ class PpoTrainer(Trainer):
         ctx: the step.
         model: policy and value head.
         tokenizer: that of the policy.
-        prompts: what is asked.
+        prompts: what is asked; rows of :func:`tunekit.plugins.hf.prompt_rows`.
         reference: the model the step starts from, frozen; None: the policy with its adapter off.
         share: the part of the step that this training is; None: all of it.
         carried: what goes on from an earlier part, and is changed in place; None: it begins here.
@@ -60,7 +60,7 @@ class PpoTrainer(Trainer):
         ctx: StepContext,
         model: ActorCritic,
         tokenizer: Any,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Mapping[str, Any]],
         reference: Any = None,
         *,
         share: Share | None = None,
@@ -100,8 +100,8 @@ class PpoTrainer(Trainer):
         )
         self._ctx, self._options, self._tokenizer = ctx, options, tokenizer
         self.prompts, self.reference = prompts, reference
-        self._prompt_ids = [prompt.ids for prompt in prompts]
-        probes = [hf.PromptGroup(prompt.ids, [prompt.ids[-1:] * 2]) for prompt in prompts[:8]]
+        self._prompt_ids = [prompt["prompt_ids"] for prompt in prompts]
+        probes = [hf.PromptGroup(ids, [ids[-1:] * 2]) for ids in self._prompt_ids[:8]]
         self._policy = hf.CompletionModel(model.policy, probes, temperature=options.temperature)
         self._critic = None if model.critic is None else hf.CompletionModel(model.critic, probes)
         self._reference = (
@@ -205,7 +205,7 @@ class PpoTrainer(Trainer):
         of, made = self._draw(index)
         ids = [list(completion.ids) for completion in made]
         finished = [completion.finished for completion in made]
-        total, by_name = self._scores(of, [completion.text for completion in made], ids, finished)
+        total, by_name = self._scores(of, made)
         lengths = [len(completion) for completion in ids]
         now = self._measure(self.model.policy, self._policy, of, ids, values=True)
         before = self._reference_logps(of, ids)
@@ -250,18 +250,10 @@ class PpoTrainer(Trainer):
             facts=facts,
         )
 
-    def _scores(
-        self, of: Sequence[int], texts: Sequence[str], ids: Sequence[list[int]], finished: Sequence[bool]
-    ) -> tuple[list[float], dict[str, float]]:
+    def _scores(self, of: Sequence[int], made: Sequence[hf.Sampled]) -> tuple[list[float], dict[str, float]]:
         """Weighted score of each completion, and the mean of each reward."""
-        prompts = [self.prompts[number] for number in of]
-        said = [
-            [{"role": "assistant", "content": text}] if prompt.messages else text
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
-        columns = {**columns_of(prompts), "completion_ids": list(ids), "finished": list(finished)}
         self._ctx.progress(self.state.global_step, self.state.max_steps, "steps", "scoring")
-        scores = hf.score(self._ctx.rewards, [prompt.prompt for prompt in prompts], said, columns)
+        scores = hf.score_samples(self._ctx, [self.prompts[number] for number in of], made)
         means = {name: scores.mean(name) for name in scores.by_name}
         return scores.total, {name: value for name, value in means.items() if value is not None}
 

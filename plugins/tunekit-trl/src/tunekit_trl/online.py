@@ -27,14 +27,7 @@ from tunekit_trl.online_losses import (
     RlooObjective,
     Rollout,
 )
-from tunekit_trl.prompts import (
-    PromptRow,
-    check_rewards,
-    completion_for,
-    prompt_room,
-    prompt_rows,
-    reward_columns,
-)
+from tunekit_trl.prompts import PromptRow, check_rewards
 from tunekit_trl.reference import check_start
 from tunekit_trl.together import refuse_sharded, together
 
@@ -70,10 +63,9 @@ class _Online:
         check_rewards(ctx)
         loaded = ctx.model()
         tokenizer = loaded.tokenizer
-        assert ctx.data is not None
-        room = prompt_room(ctx, loaded.model)
-        rows, facts = prompt_rows(ctx, ctx.data, tokenizer, room)
-        held_out = prompt_rows(ctx, ctx.validation, tokenizer, room)[0] if ctx.validation is not None else None
+        room = hf.prompt_room(options, hf.model_facts(loaded.model))
+        rows, facts = hf.prompt_rows(ctx, ctx.data, tokenizer, room)
+        held_out = hf.prompt_rows(ctx, ctx.validation, tokenizer, room)[0] if ctx.validation is not None else None
         model = ctx.adapter.attach(loaded.model, seed=ctx.seed) if ctx.adapter else loaded.model
         hf.tell_dropout(ctx, model)
         with borrowed(model, tokenizer), hf.dropout_off(model):
@@ -132,9 +124,9 @@ class OnlineTrainer(hf.CompletionTrainer):
         ctx: StepContext,
         model: Any,
         tokenizer: Any,
-        rows: list[PromptRow],
+        rows: Sequence[PromptRow],
         objective: OnlineObjective,
-        held_out: list[PromptRow] | None = None,
+        held_out: Sequence[PromptRow] | None = None,
     ) -> None:
         super().__init__(ctx, model, tokenizer, rows, objective, held_out)
         refuse_sharded(self, ctx.step.component.name)
@@ -314,11 +306,7 @@ class OnlineTrainer(hf.CompletionTrainer):
 
     def _scores(self, rows: Sequence[PromptRow], samples: Sequence[hf.Sampled]) -> hf.RewardScores:
         each = len(samples) // len(rows)
-        repeated = [row for row in rows for _ in range(each)]
-        prompts = [row["prompt"] for row in repeated]
-        completions = [completion_for(prompt, made.text) for prompt, made in zip(prompts, samples, strict=True)]
-        columns = reward_columns(repeated, list(samples))
-        return hf.score(self._ctx.rewards, prompts, completions, columns)
+        return hf.score_samples(self._ctx, [row for row in rows for _ in range(each)], samples)
 
     def _measure(self, rollouts: Sequence[Rollout]) -> None:
         rewards = [reward for rollout in rollouts for reward in rollout.rewards]
@@ -394,7 +382,7 @@ class OnlineTrainer(hf.CompletionTrainer):
         """The mean reward of the likeliest completions of held-out prompts, as ``eval_reward``. ``eval_loss`` is that
         with the opposite sign, so that the lowest is the best here, too."""
         held_out = self.eval_dataset if eval_dataset is None else eval_dataset
-        rows: list[PromptRow] = [held_out[number] for number in range(len(held_out))]
+        rows: Sequence[PromptRow] = [held_out[number] for number in range(len(held_out))]
         own = rows[self.args.process_index :: self.args.world_size]
         sums = self._agreed(lambda: self._held_out_sums(own), measuring=True)
         sums = self._everywhere(sums, 0)[0]

@@ -17,7 +17,7 @@ from tunekit_trl.completion_rows import CompletionRows
 from tunekit_trl.dpo import DpoTrainer
 from tunekit_trl.measures import course
 from tunekit_trl.objectives import REWARDS
-from tunekit_trl.prompts import PromptRow, check_rewards, completion_for, prompt_room, prompt_rows, reward_columns
+from tunekit_trl.prompts import PromptRow, check_rewards
 from tunekit_trl.reference import reference_logps
 
 __all__ = ["IterativeDpoTrainer"]
@@ -44,7 +44,9 @@ class IterativeDpoTrainer:
         loaded = ctx.model()
         tokenizer = loaded.tokenizer
         assert ctx.data is not None
-        prompts, facts = prompt_rows(ctx, ctx.data, tokenizer, prompt_room(ctx, loaded.model))
+        prompts, facts = hf.prompt_rows(
+            ctx, ctx.data, tokenizer, hf.prompt_room(ctx.options, hf.model_facts(loaded.model))
+        )
         held_out = hf.fixed_prompts(ctx.validation, options.eval_prompts)
         model = ctx.adapter.attach(loaded.model, seed=ctx.seed) if ctx.adapter else loaded.model
         hf.tell_dropout(ctx, model)
@@ -100,7 +102,7 @@ class _Round:
         first: the step.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, prompts: list[PromptRow], *, first: StepContext) -> None:
+    def __init__(self, model: Any, tokenizer: Any, prompts: Sequence[PromptRow], *, first: StepContext) -> None:
         self.model, self.tokenizer, self.prompts = model, tokenizer, prompts
         self.start = hf.TrainedWeights(model) if first.options.reference == "start" else None
         self.start_hash = first.input_weights_hash
@@ -203,7 +205,5 @@ class _Round:
     ) -> list[list[float]]:
         rows = [row for row, made in zip(part, drawn, strict=True) for _ in made]
         samples = [one for made in drawn for one in made]
-        prompts = [row["prompt"] for row in rows]
-        texts = [completion_for(prompt, one.text) for prompt, one in zip(prompts, samples, strict=True)]
-        total = iter(hf.score(ctx.rewards, prompts, texts, reward_columns(rows, samples)).total)
+        total = iter(hf.score_samples(ctx, rows, samples).total)
         return [[next(total) for _ in made] for made in drawn]

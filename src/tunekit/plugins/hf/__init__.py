@@ -45,6 +45,10 @@ if TYPE_CHECKING:
     from tunekit.plugins.hf.perplexity import Perplexity as Perplexity
     from tunekit.plugins.hf.perplexity import measure_perplexity as measure_perplexity
     from tunekit.plugins.hf.products import fast_products as fast_products
+    from tunekit.plugins.hf.prompts import preview_prompts as preview_prompts
+    from tunekit.plugins.hf.prompts import prompt_room as prompt_room
+    from tunekit.plugins.hf.prompts import prompt_rows as prompt_rows
+    from tunekit.plugins.hf.prompts import score_samples as score_samples
     from tunekit.plugins.hf.rewards import RewardScores as RewardScores
     from tunekit.plugins.hf.rewards import checked_scores as checked_scores
     from tunekit.plugins.hf.rewards import score as score
@@ -99,6 +103,7 @@ _WHERE = {
     "tunekit.plugins.hf.loading": ("load_folder",),
     "tunekit.plugins.hf.low_rank": ("fused_low_rank",),
     "tunekit.plugins.hf.products": ("fast_products",),
+    "tunekit.plugins.hf.prompts": ("preview_prompts", "prompt_room", "prompt_rows", "score_samples"),
     "tunekit.plugins.hf.rewards": ("RewardScores", "checked_scores", "score"),
     "tunekit.plugins.hf.rounds": ("RoundState", "Rounds", "RoundsOutcome", "TrainedWeights"),
     "tunekit.plugins.hf.score_model": ("ScoreModel",),

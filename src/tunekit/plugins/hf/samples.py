@@ -15,7 +15,8 @@ from tunekit._statistics import t95, wilson
 from tunekit.data import as_messages, to_text
 from tunekit.errors import DataError, RunCancelled, TunekitError
 from tunekit.plugins.hf.facts import model_facts
-from tunekit.plugins.hf.rewards import RewardScores, score
+from tunekit.plugins.hf.prompts import score_samples
+from tunekit.plugins.hf.rewards import RewardScores
 from tunekit.plugins.hf.sampling import Sampled, prompt_ids, sample
 from tunekit.plugins.hf.training import _is_main
 from tunekit.storage import storage_errors
@@ -118,7 +119,7 @@ def draw_samples(
         RunCancelled: after a cancel.
     """
     made = _unscored(ctx, model, tokenizer, rows, max_new_tokens, temperature, seed)
-    scores = scored(ctx, made.rows, made.completions) if ctx.rewards and made.rows else None
+    scores = score_samples(ctx, made.rows, made.completions) if ctx.rewards and made.rows else None
     return replace(made, scores=scores)
 
 
@@ -163,7 +164,7 @@ def _tolerant(ctx: StepContext, model: Any, tokenizer: Any, rows: Sequence[Row],
     if not ctx.rewards or not made.rows:
         return made
     try:
-        return replace(made, scores=scored(ctx, made.rows, made.completions))
+        return replace(made, scores=score_samples(ctx, made.rows, made.completions))
     except RunCancelled:
         raise
     except Exception as error:  # noqa: BLE001
@@ -175,21 +176,6 @@ def _noticed(ctx: StepContext, what: str, error: Exception) -> str:
     problem = f"{what}: {lines[0] if lines else type(error).__name__}"
     ctx.notice("samples", problem)
     return problem
-
-
-def scored(ctx: StepContext, rows: Sequence[Row], completions: Sequence[Sampled]) -> RewardScores:
-    """Scores of one completion for each row by the step's rewards; see :func:`tunekit.plugins.hf.score`."""
-    names = {name for row in rows for name in row.get("columns") or ()}
-    columns: dict[str, list[Any]] = {name: [(row.get("columns") or {}).get(name) for row in rows] for name in names}
-    columns |= {
-        "completion_ids": [list(one.ids) for one in completions],
-        "finished": [one.finished for one in completions],
-    }
-    texts = [
-        one.text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": one.text}]
-        for row, one in zip(rows, completions, strict=True)
-    ]
-    return score(ctx.rewards, [row["prompt"] for row in rows], texts, columns)
 
 
 def start_samples(
