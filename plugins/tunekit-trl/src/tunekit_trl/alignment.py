@@ -15,6 +15,7 @@ from tunekit_trl.measures import course
 from tunekit_trl.reference import reference_logps
 from tunekit_trl.rows import DataFacts, encoder_for
 from tunekit_trl.sft import PROBES
+from tunekit_trl.together import refuse_sharded
 
 __all__ = ["CompletionAlignment"]
 
@@ -24,9 +25,11 @@ class CompletionAlignment(ABC):
 
     Attributes:
         measured: names in the log whose mean over the last quarter of the steps is a final metric.
+        asks: whether the objective asks for log-probabilities beside its loss, each process as often as its rows need.
     """
 
     measured: tuple[str, ...] = ()
+    asks: bool = False
 
     @abstractmethod
     def rows(self, ctx: StepContext, encoder: Encoder, data: Dataset) -> tuple[CompletionRows, DataFacts]:
@@ -72,6 +75,8 @@ class CompletionAlignment(ABC):
         hf.tell_dropout(ctx, model)
         with borrowed(model, tokenizer), hf.dropout_off(model):
             trainer = hf.CompletionTrainer(ctx, model, tokenizer, rows, self.objective(ctx, rows), held_out)
+            if self.asks:
+                refuse_sharded(trainer, ctx.step.component.name)
             if self.has_reference(ctx):
                 for known in (rows, held_out):
                     if known is not None:

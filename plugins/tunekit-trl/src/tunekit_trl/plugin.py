@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from tunekit.plugins import RewardSpec, TrainerSpec, hookimpl
 
@@ -16,12 +17,14 @@ _REQUIRES = (
 )
 _INSTALL = "pip install tunekit-trl"
 
+_trainer = partial(TrainerSpec, requires=_REQUIRES, install=_INSTALL)
+
 
 @hookimpl
 def tunekit_trainers() -> Iterable[TrainerSpec]:
     """Supervised fine-tuning, and preference optimisation."""
     return [
-        TrainerSpec(
+        _trainer(
             name="sft",
             stage="sft",
             target="tunekit_trl.sft:SftTrainer",
@@ -29,10 +32,8 @@ def tunekit_trainers() -> Iterable[TrainerSpec]:
             summary="Supervised fine-tuning on prompts with completions, conversations, or plain text",
             data=("prompt_completion", "conversation", "text"),
             preview="tunekit_trl.preview:sft",
-            requires=_REQUIRES,
-            install=_INSTALL,
         ),
-        TrainerSpec(
+        _trainer(
             name="reward",
             stage="reward",
             target="tunekit_trl.reward:RewardTrainer",
@@ -41,10 +42,8 @@ def tunekit_trainers() -> Iterable[TrainerSpec]:
             data=("preference", "ranked", "rated", "feedback", "regression"),
             preview="tunekit_trl.reward_preview:reward",
             scored_by="reward-model",
-            requires=_REQUIRES,
-            install=_INSTALL,
         ),
-        TrainerSpec(
+        _trainer(
             name="dpo",
             stage="align",
             target="tunekit_trl.dpo:DpoTrainer",
@@ -53,10 +52,8 @@ def tunekit_trainers() -> Iterable[TrainerSpec]:
             data=("preference",),
             rewards="optional",
             preview="tunekit_trl.preview:dpo",
-            requires=_REQUIRES,
-            install=_INSTALL,
         ),
-        TrainerSpec(
+        _trainer(
             name="cpo",
             stage="align",
             target="tunekit_trl.dpo:CpoTrainer",
@@ -65,10 +62,8 @@ def tunekit_trainers() -> Iterable[TrainerSpec]:
             data=("preference",),
             rewards="optional",
             preview="tunekit_trl.preview:dpo",
-            requires=_REQUIRES,
-            install=_INSTALL,
         ),
-        TrainerSpec(
+        _trainer(
             name="simpo",
             stage="align",
             target="tunekit_trl.dpo:SimpoTrainer",
@@ -77,10 +72,8 @@ def tunekit_trainers() -> Iterable[TrainerSpec]:
             data=("preference",),
             rewards="optional",
             preview="tunekit_trl.preview:dpo",
-            requires=_REQUIRES,
-            install=_INSTALL,
         ),
-        TrainerSpec(
+        _trainer(
             name="orpo",
             stage="align",
             target="tunekit_trl.dpo:OrpoTrainer",
@@ -89,10 +82,8 @@ def tunekit_trainers() -> Iterable[TrainerSpec]:
             data=("preference",),
             rewards="optional",
             preview="tunekit_trl.preview:dpo",
-            requires=_REQUIRES,
-            install=_INSTALL,
         ),
-        TrainerSpec(
+        _trainer(
             name="kto",
             stage="align",
             target="tunekit_trl.unpaired:KtoTrainer",
@@ -101,10 +92,8 @@ def tunekit_trainers() -> Iterable[TrainerSpec]:
             data=("feedback",),
             preview="tunekit_trl.preview:unpaired",
             rewards="optional",
-            requires=_REQUIRES,
-            install=_INSTALL,
         ),
-        TrainerSpec(
+        _trainer(
             name="bco",
             stage="align",
             target="tunekit_trl.unpaired:BcoTrainer",
@@ -113,10 +102,8 @@ def tunekit_trainers() -> Iterable[TrainerSpec]:
             data=("feedback",),
             preview="tunekit_trl.preview:unpaired",
             rewards="optional",
-            requires=_REQUIRES,
-            install=_INSTALL,
         ),
-        TrainerSpec(
+        _trainer(
             name="grpo",
             stage="align",
             target="tunekit_trl.online:GrpoTrainer",
@@ -125,10 +112,8 @@ def tunekit_trainers() -> Iterable[TrainerSpec]:
             data=("prompt",),
             rewards="required",
             preview="tunekit_trl.prompt_preview:online",
-            requires=_REQUIRES,
-            install=_INSTALL,
         ),
-        TrainerSpec(
+        _trainer(
             name="rloo",
             stage="align",
             target="tunekit_trl.online:RlooTrainer",
@@ -137,10 +122,8 @@ def tunekit_trainers() -> Iterable[TrainerSpec]:
             data=("prompt",),
             rewards="required",
             preview="tunekit_trl.prompt_preview:online",
-            requires=_REQUIRES,
-            install=_INSTALL,
         ),
-        TrainerSpec(
+        _trainer(
             name="online-dpo",
             stage="align",
             target="tunekit_trl.online:OnlineDpoTrainer",
@@ -149,10 +132,8 @@ def tunekit_trainers() -> Iterable[TrainerSpec]:
             data=("prompt",),
             rewards="required",
             preview="tunekit_trl.prompt_preview:online",
-            requires=_REQUIRES,
-            install=_INSTALL,
         ),
-        TrainerSpec(
+        _trainer(
             name="iterative-dpo",
             stage="align",
             target="tunekit_trl.rounds:IterativeDpoTrainer",
@@ -161,8 +142,6 @@ def tunekit_trainers() -> Iterable[TrainerSpec]:
             data=("prompt",),
             rewards="required",
             preview="tunekit_trl.prompt_preview:online",
-            requires=_REQUIRES,
-            install=_INSTALL,
         ),
     ]
 

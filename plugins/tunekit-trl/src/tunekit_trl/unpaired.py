@@ -12,7 +12,6 @@ from tunekit_trl.completion_rows import CompletionRows
 from tunekit_trl.encoding import Encoder
 from tunekit_trl.reference import check_start, reference_logps
 from tunekit_trl.rows import DataFacts
-from tunekit_trl.together import refuse_sharded
 from tunekit_trl.unpaired_losses import (
     REWARDS,
     BcoObjective,
@@ -32,6 +31,7 @@ class UnpairedTrainer(CompletionAlignment):
     """Base of the components that learn from judged answers."""
 
     measured: tuple[str, ...] = REWARDS
+    asks = True
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
@@ -52,7 +52,6 @@ class UnpairedTrainer(CompletionAlignment):
 
     def ready(self, ctx: StepContext, trainer: hf.CompletionTrainer) -> None:
         """Have the reference checked with the first loss of a training that is not continued."""
-        refuse_sharded(trainer, ctx.step.component.name)
 
         def check(rewards: Any, scale: float) -> None:
             if trainer.state.global_step == 0:

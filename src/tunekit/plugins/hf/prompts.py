@@ -104,7 +104,7 @@ def prompt_rows(
         raise DataError(
             f"{data.name} has no prompt to complete.",
             code="empty-dataset",
-            found=f"{len(skipped)} rows, all of them left out",
+            found=f"{len(skipped)} rows, which were left out" if skipped else "no rows",
             details={"file": str(data.source or data.name)},
         )
     if skipped:
